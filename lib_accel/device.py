@@ -1,0 +1,36 @@
+"""What torch's state on the current thread means for a block: autocast and devices."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+# Since torch 2.4 autocast is asked by device type; before, each device had functions of its own.
+_BY_DEVICE_TYPE = hasattr(torch, "get_autocast_dtype")
+
+SUPPORTED_DEVICES = ("cpu", "cuda")
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype that autocast would give convolutions on this device now, or None where autocast is off."""
+    if _BY_DEVICE_TYPE:
+        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    if device_type == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
+@contextlib.contextmanager
+def autocast_off(device_type: str) -> Iterator[None]:
+    """Autocast off inside the block, as it was afterwards."""
+    with torch.autocast(device_type, enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def autocast_on(device_type: str, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast to `dtype` inside the block, as it was afterwards."""
+    with torch.autocast(device_type, dtype=dtype):
+        yield

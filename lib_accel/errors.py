@@ -1,0 +1,22 @@
+"""What can go wrong, as a tree.
+
+AccelError
+├── OptionError    an option has a value that can never work
+└── LayoutError    a module is not of the shape that its class promises
+
+Neither ever ends a generation: the part concerned runs as the host's own module, and the report says why.
+"""
+
+from __future__ import annotations
+
+
+class AccelError(Exception):
+    """Base of everything that this library raises on purpose."""
+
+
+class OptionError(AccelError, ValueError):
+    """An option's value is outside its range. The message names option, value and range."""
+
+
+class LayoutError(AccelError):
+    """A live module does not look as its class promises. The message is the reason that the report shows."""

@@ -1,0 +1,100 @@
+"""What runs how, and why: counted while a picture is made, read by the status line, the API and the log."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Tally:
+    """Blocks by the code that they run."""
+
+    direct: int = 0
+    host: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)  # why blocks run as the host's modules
+
+    def add(self, reasons: list[str]) -> None:
+        """Counts one block, at host speed for these reasons or direct if there are none."""
+        if reasons:
+            self.host += 1
+            self.reasons.update(reasons)
+        else:
+            self.direct += 1
+
+
+@dataclass
+class Generation(Tally):
+    """What happened since the latest generation began."""
+
+    model_calls: int = 0  # calls of UNets and control models
+    fuse_s: float = 0.0  # seconds in which weights were made to carry the wanted networks
+    networks: int = 0  # how many networks the weights carried last
+
+
+@dataclass
+class ModelReport:
+    """One live model."""
+
+    name: str
+    blocks: Tally
+
+
+@dataclass
+class Report:
+    """Everything that the status shows."""
+
+    version: str
+    enabled: bool
+    stand_aside: list[str]
+    models: list[ModelReport]
+    generation: Generation
+
+    @property
+    def summary(self) -> str:
+        """One line in plain words."""
+        if not self.enabled:
+            return "off"
+        if self.stand_aside:
+            return "standing aside: " + "; ".join(self.stand_aside)
+        if not self.models:
+            return "waiting for a model"
+        parts = [
+            f"{model.name}: {model.blocks.direct} of {model.blocks.direct + model.blocks.host} blocks fast"
+            for model in self.models
+        ]
+        done = self.generation
+        if done.networks:
+            parts.append(f"{done.networks} networks in {1000 * done.fuse_s:.0f} ms")
+        if done.host:
+            parts.append(f"{_share(done.direct, done.host)} of the last picture's blocks fast")
+        reasons = self.generation.reasons + sum((m.blocks.reasons for m in self.models), Counter())
+        if reasons:
+            parts.append("mostly because: " + reasons.most_common(1)[0][0])
+        return " · ".join(parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values, as the API sends it."""
+        generation = self.generation
+        return {
+            "version": self.version,
+            "enabled": self.enabled,
+            "stand_aside": list(self.stand_aside),
+            "models": [{"name": model.name} | _tally(model.blocks) for model in self.models],
+            "generation": _tally(generation)
+            | {
+                "model_calls": generation.model_calls,
+                "fuse_s": generation.fuse_s,
+                "networks": generation.networks,
+            },
+            "summary": self.summary,
+        }
+
+
+def _tally(tally: Tally) -> dict[str, Any]:
+    return {"blocks": {"direct": tally.direct, "host": tally.host}, "reasons": dict(tally.reasons)}
+
+
+def _share(direct: int, host: int) -> str:
+    return f"{100 * direct / (direct + host):.0f} %"
