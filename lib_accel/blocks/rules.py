@@ -1,0 +1,34 @@
+"""Which dtype each operation computes in and returns: what autocast would do, written down as a table.
+
+Block functions run with autocast off and follow this table instead, so that they can be compiled and captured
+without it, and so that nothing depends on the thread they run on. Sources: torch's autocast op lists
+(https://pytorch.org/docs/stable/amp.html#autocast-op-reference), checked against the host's own blocks in
+tests/blocks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Rules(NamedTuple):
+    """Dtypes under one autocast state; None means that operands keep the dtype they come with."""
+
+    matmul: torch.dtype | None = None  # convolution, linear, attention: operands are cast, result stays so
+    norm: torch.dtype | None = None  # group and layer norm: likewise
+
+
+# SiLU, GELU, addition and nearest interpolation are in no autocast list: torch's type promotion holds.
+AS_IT_COMES = Rules()
+
+# CUDA's autocast computes norms in float32 and returns them so; the CPU's leaves norms alone.
+_NORM_BY_DEVICE_TYPE = {"cuda": torch.float32, "cpu": None}
+
+
+def rules_for(device_type: str, autocast: torch.dtype | None) -> Rules:
+    """The rules on a device ("cpu" or "cuda") with autocast to `autocast`, or without if that is None."""
+    if autocast is None:
+        return AS_IT_COMES
+    return Rules(matmul=autocast, norm=_NORM_BY_DEVICE_TYPE[device_type])

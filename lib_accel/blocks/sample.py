@@ -1,0 +1,72 @@
+"""Blocks that are little more than a convolution: in, out, down, up, zero convolutions, the hint."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_accel.blocks.convolution import ConvSpec
+from lib_accel.blocks.ops import GroupNormSpec, conv2d, group_norm, linear
+from lib_accel.blocks.rules import Rules
+
+
+class ConvWeights(NamedTuple):
+    """Weights of one convolution."""
+
+    weight: Tensor  # (out, channels, height, width)
+    bias: Tensor | None
+
+
+class OutWeights(NamedTuple):
+    """Weights of the UNet's last norm and convolution."""
+
+    norm: Tensor  # (channels,)
+    norm_bias: Tensor
+    conv: Tensor  # (out, channels, 3, 3)
+    conv_bias: Tensor | None
+
+
+class OutSpec(NamedTuple):
+    """What of the UNet's last layers is not a tensor."""
+
+    norm: GroupNormSpec
+    conv: ConvSpec
+
+
+class EmbeddingWeights(NamedTuple):
+    """Weights of the two linear layers that embed a timestep or a vector."""
+
+    hidden: Tensor  # (inner, channels)
+    hidden_bias: Tensor | None
+    out: Tensor  # (out, inner)
+    out_bias: Tensor | None
+
+
+def convolution(x: Tensor, weights: ConvWeights, spec: ConvSpec, rules: Rules) -> Tensor:
+    """One convolution of (batch, channels, height, width): in, down, zero convolution, a link of the hint."""
+    return conv2d(x, weights.weight, weights.bias, spec, rules)
+
+
+def upsample(x: Tensor, weights: ConvWeights, spec: ConvSpec, rules: Rules) -> Tensor:
+    """Each pixel twice in height and width, then a convolution."""
+    doubled = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return conv2d(doubled, weights.weight, weights.bias, spec, rules)
+
+
+def silu(x: Tensor) -> Tensor:
+    """`x * sigmoid(x)`."""
+    return F.silu(x)
+
+
+def out_convolution(x: Tensor, weights: OutWeights, spec: OutSpec, rules: Rules) -> Tensor:
+    """`conv(silu(norm(x)))`: the UNet's last layers, to (batch, out, height, width)."""
+    normed = group_norm(x, weights.norm, weights.norm_bias, spec.norm, rules)
+    return conv2d(F.silu(normed), weights.conv, weights.conv_bias, spec.conv, rules)
+
+
+def embed(x: Tensor, weights: EmbeddingWeights, rules: Rules) -> Tensor:
+    """`out(silu(hidden(x)))` of a (batch, channels) timestep embedding or vector."""
+    hidden = F.silu(linear(x, weights.hidden, weights.hidden_bias, rules))
+    return linear(hidden, weights.out, weights.out_bias, rules)

@@ -1,0 +1,111 @@
+"""The spatial transformer: its frame (image to tokens and back) and the three parts of each block inside."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_accel.blocks.ops import GroupNormSpec, attention, group_norm, layer_norm, linear
+from lib_accel.blocks.rules import Rules
+
+
+class FrameWeights(NamedTuple):
+    """Weights around the blocks; a 1x1 convolution is read as the linear layer that it is."""
+
+    norm: Tensor  # (channels,)
+    norm_bias: Tensor
+    proj_in: Tensor  # (inner, channels) or (inner, channels, 1, 1)
+    proj_in_bias: Tensor | None
+    proj_out: Tensor  # (channels, inner) or (channels, inner, 1, 1)
+    proj_out_bias: Tensor | None
+
+
+class AttentionWeights(NamedTuple):
+    """Weights of norm and attention; `source` is `channels` for self-attention, else the context's width."""
+
+    norm: Tensor  # (channels,)
+    norm_bias: Tensor
+    query: Tensor  # (inner, channels)
+    query_bias: Tensor | None
+    key: Tensor  # (inner, source)
+    key_bias: Tensor | None
+    value: Tensor  # (inner, source)
+    value_bias: Tensor | None
+    out: Tensor  # (channels, inner)
+    out_bias: Tensor | None
+
+
+class AttentionSpec(NamedTuple):
+    """What of an attention part is not a tensor."""
+
+    eps: float
+    heads: int
+
+
+class FeedForwardWeights(NamedTuple):
+    """Weights of norm and gated feed-forward."""
+
+    norm: Tensor  # (channels,)
+    norm_bias: Tensor
+    proj: Tensor  # (2 * inner, channels): value, then gate
+    proj_bias: Tensor | None
+    out: Tensor  # (channels, inner)
+    out_bias: Tensor | None
+
+
+class FeedForwardSpec(NamedTuple):
+    """What of a feed-forward part is not a tensor."""
+
+    eps: float
+
+
+def enter(x: Tensor, weights: FrameWeights, spec: GroupNormSpec, rules: Rules) -> Tensor:
+    """Norm and projection of an image (batch, channels, height, width) to (batch, height * width, inner)."""
+    normed = group_norm(x, weights.norm, weights.norm_bias, spec, rules)
+    tokens = normed.flatten(2).transpose(1, 2)
+    return linear(tokens, weights.proj_in.flatten(1), weights.proj_in_bias, rules)
+
+
+def leave(tokens: Tensor, x: Tensor, weights: FrameWeights, rules: Rules) -> Tensor:
+    """Projection of (batch, height * width, inner) back to an image, plus the image `x` that entered.
+
+    The product is formed channels first, so the result lies in memory as `x` does. A result in channels-last
+    strides would make the next 3x3 convolution copy its weight to that layout at every call on a CPU, which
+    costs as much as the convolution itself.
+    """
+    weight, bias = weights.proj_out.flatten(1), weights.proj_out_bias
+    if rules.matmul is not None:
+        tokens, weight = tokens.to(rules.matmul), weight.to(rules.matmul)
+        bias = None if bias is None else bias.to(rules.matmul)
+    image = torch.matmul(weight, tokens.transpose(1, 2))
+    if bias is not None:
+        image = image + bias[:, None]
+    return image.view(*image.shape[:2], *x.shape[2:]) + x
+
+
+def attend(
+    x: Tensor, context: Tensor | None, weights: AttentionWeights, spec: AttentionSpec, rules: Rules
+) -> Tensor:
+    """`attention(norm(x), context) + x`; without a context the normed tokens attend to themselves.
+
+    x: (batch, tokens, channels); context: (batch, tokens of the prompt, source).
+    """
+    w = weights
+    normed = layer_norm(x, w.norm, w.norm_bias, spec.eps, rules)
+    source = normed if context is None else context
+    query = linear(normed, w.query, w.query_bias, rules)
+    key = linear(source, w.key, w.key_bias, rules)
+    value = linear(source, w.value, w.value_bias, rules)
+    mixed = attention(query, key, value, spec.heads, rules)
+    return linear(mixed, w.out, w.out_bias, rules) + x
+
+
+def feed_forward(x: Tensor, weights: FeedForwardWeights, spec: FeedForwardSpec, rules: Rules) -> Tensor:
+    """`out(value * gelu(gate)) + x`, value and gate projected from norm(x); x: (batch, tokens, channels)."""
+    w = weights
+    normed = layer_norm(x, w.norm, w.norm_bias, spec.eps, rules)
+    value, gate = linear(normed, w.proj, w.proj_bias, rules).chunk(2, dim=-1)
+    return linear(value * F.gelu(gate), w.out, w.out_bias, rules) + x

@@ -1,0 +1,154 @@
+"""What a layout finds in a live module: a block that our functions can run, or the reason why they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from lib_accel.blocks.convolution import ConvSpec
+from lib_accel.blocks.ops import GroupNormSpec
+from lib_accel.errors import LayoutError
+from lib_accel.layouts.slots import Slot
+
+Trust = Callable[[Callable[..., Any]], bool]
+
+_METHODS = ("forward", "_forward")
+_PADDING_MODES = {"zeros": False, "circular": True}
+
+
+class Reading(NamedTuple):
+    """A block that our functions can run: where its weights are and what of it is not a tensor."""
+
+    slots: tuple[Slot, ...]
+    spec: Any = None
+
+
+def class_name(kind: type) -> str:
+    """A class by the module that defines it and its name, so that no host need be imported to know it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_original(owner: type, method: Callable[..., Any]) -> bool:
+    """Whether `method` was defined where `owner` or one of its bases was.
+
+    Asks the function's globals, which a decorator cannot copy, not its `__module__`, which functools.wraps
+    does.
+    """
+    home = getattr(method, "__globals__", {}).get("__name__")
+    return home is not None and any(home == base.__module__ for base in owner.__mro__)
+
+
+def demand_clean(module: nn.Module, trust: Trust) -> None:
+    """Raises LayoutError, with the reason, if calling `module` would do more than its class's own code.
+
+    `trust` is asked about methods that someone replaced.
+    """
+    owner = type(module)
+    for name in (*_METHODS, "__call__"):
+        method = getattr(owner, name, None)
+        if method is not None and not is_original(owner, method) and not trust(method):
+            raise LayoutError(f"{owner.__name__}.{name} was replaced by {_describe(method)}")
+    for name in _METHODS:
+        method = module.__dict__.get(name)
+        if method is not None and not _is_plain(module, method, trust):
+            raise LayoutError(f"{owner.__name__} has a {name} of its own: {_describe(method)}")
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise LayoutError(f"{owner.__name__} has a forward hook")
+
+
+def _is_plain(module: nn.Module, method: Any, trust: Trust) -> bool:
+    """Whether an instance's own method is its class's, as patches leave it behind when they are undone."""
+    if isinstance(method, MethodType) and method.__self__ is module:
+        return is_original(type(module), method.__func__) or trust(method.__func__)
+    return isinstance(method, FunctionType) and trust(method)
+
+
+def _describe(method: Any) -> str:
+    function = getattr(method, "__func__", method)
+    home = getattr(function, "__globals__", {}).get("__name__", "an unknown module")
+    return f"{getattr(function, '__qualname__', type(function).__name__)} of {home}"
+
+
+def demand_type(module: nn.Module | None, *expected: str) -> nn.Module:
+    """The module, if its exact class is among the expected ones; else raises LayoutError."""
+    found = "nothing" if module is None else class_name(type(module))
+    if module is None or found not in expected:
+        raise LayoutError(f"found {found} where {' or '.join(expected)} is expected")
+    return module
+
+
+CONV2D = "torch.nn.modules.conv.Conv2d"
+LINEAR = "torch.nn.modules.linear.Linear"
+GROUP_NORM = "torch.nn.modules.normalization.GroupNorm"
+LAYER_NORM = "torch.nn.modules.normalization.LayerNorm"
+SILU = "torch.nn.modules.activation.SiLU"
+DROPOUT = "torch.nn.modules.dropout.Dropout"
+IDENTITY = "torch.nn.modules.linear.Identity"
+SEQUENTIAL = "torch.nn.modules.container.Sequential"
+
+
+def conv_spec(module: nn.Module | None, trust: Trust) -> tuple[tuple[Slot, Slot], ConvSpec]:
+    """Slots and spec of a two-dimensional convolution."""
+    conv: Any = demand_type(module, CONV2D)
+    demand_clean(conv, trust)
+    if isinstance(conv.padding, str) or conv.padding_mode not in _PADDING_MODES:
+        raise LayoutError(f"Conv2d pads by {conv.padding_mode!r} {conv.padding!r}")
+    circular = _PADDING_MODES[conv.padding_mode]
+    return (
+        _weight_and_bias(conv),
+        ConvSpec(conv.stride, conv.padding, conv.dilation, conv.groups, circular),
+    )
+
+
+def linear_slots(module: nn.Module | None, trust: Trust) -> tuple[Slot, Slot]:
+    """Slots of a linear layer."""
+    layer = demand_type(module, LINEAR)
+    demand_clean(layer, trust)
+    return _weight_and_bias(layer)
+
+
+def group_norm_spec(
+    module: nn.Module | None, trust: Trust, upcasting: str
+) -> tuple[tuple[Slot, Slot], GroupNormSpec]:
+    """Slots and spec of a group norm; `upcasting` names the class that computes in float32."""
+    norm: Any = demand_type(module, GROUP_NORM, upcasting)
+    demand_clean(norm, trust)
+    upcast = class_name(type(norm)) == upcasting
+    return _weight_and_bias(norm), GroupNormSpec(norm.num_groups, norm.eps, upcast)
+
+
+def layer_norm_eps(module: nn.Module | None, trust: Trust) -> tuple[tuple[Slot, Slot], float]:
+    """Slots and epsilon of a layer norm over the last dimension."""
+    norm: Any = demand_type(module, LAYER_NORM)
+    demand_clean(norm, trust)
+    if len(norm.normalized_shape) != 1:
+        raise LayoutError(f"LayerNorm is over {norm.normalized_shape}, expected one dimension")
+    return _weight_and_bias(norm), norm.eps
+
+
+def children(module: nn.Module | None, expected: str, count: int, trust: Trust) -> tuple[nn.Module, ...]:
+    """The children of a container of exactly this class and size."""
+    container = demand_type(module, expected)
+    demand_clean(container, trust)
+    found = tuple(container.children())
+    if len(found) != count:
+        raise LayoutError(f"{expected} has {len(found)} children, expected {count}")
+    return found
+
+
+def demand_no_dropout(module: nn.Module, trust: Trust) -> None:
+    """Raises LayoutError if the dropout layer could ever drop something."""
+    dropout: Any = demand_type(module, DROPOUT)
+    demand_clean(dropout, trust)
+    if dropout.p:
+        raise LayoutError(f"dropout of {dropout.p}")
+
+
+def _weight_and_bias(module: nn.Module) -> tuple[Slot, Slot]:
+    for name in ("weight", "bias"):
+        if name not in module._parameters:
+            raise LayoutError(f"{type(module).__name__} has no parameter {name!r}")
+    return Slot(module._parameters, "weight"), Slot(module._parameters, "bias")
