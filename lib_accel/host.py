@@ -1,0 +1,38 @@
+"""What the engine needs of the program it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+from lib_accel.options import Options
+
+
+class Host(Protocol):
+    """The program around the models. hosts/webui.py implements it, and the fake of the tests."""
+
+    # Attribute that the host sets on a layer whose weights carry networks, or None if it sets none.
+    network_mark: str | None
+
+    def options(self) -> Options:
+        """What the user asks for now."""
+
+    def stand_aside_reasons(self) -> Sequence[str]:
+        """Why nothing may leave the host's modules now; empty if all may."""
+
+    def attention_reasons(self) -> Sequence[str]:
+        """Why attention may not leave the host's modules now; empty if it may."""
+
+    def trusts(self, method: Callable[..., Any]) -> bool:
+        """Whether a replaced method of the host's own computes what the class's original does."""
+
+    def wanted_networks(self) -> Hashable:
+        """Which networks (LoRA and its kin) the weights should carry now, with their scales; () for none."""
+
+    def apply_networks(self, layer: nn.Module) -> None:
+        """Makes `layer`'s weights carry the wanted networks, with the host's own bookkeeping. Idempotent."""
+
+    def models(self) -> Sequence[tuple[str, nn.Module]]:
+        """The live UNet and control models by name, for the report."""
