@@ -1,0 +1,1 @@
+"""The HTTP interface under /accel/v1."""

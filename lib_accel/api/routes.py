@@ -1,0 +1,106 @@
+"""The routes: status for everyone, switches for those who may change settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from secrets import compare_digest
+from typing import Any
+
+from fastapi import APIRouter, Depends, HTTPException
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from pydantic import BaseModel
+
+
+class Blocks(BaseModel):
+    """How many blocks run which code."""
+
+    direct: int
+    host: int
+
+
+class Model(BaseModel):
+    """One live model; `reasons` counts why blocks run as the host's modules."""
+
+    name: str
+    blocks: Blocks
+    reasons: dict[str, int]
+
+
+class Generation(BaseModel):
+    """What happened since the latest generation began."""
+
+    blocks: Blocks
+    reasons: dict[str, int]
+    model_calls: int
+    fuse_s: float
+    networks: int
+
+
+class Status(BaseModel):
+    """What runs how, and why."""
+
+    version: str
+    enabled: bool
+    stand_aside: list[str]
+    models: list[Model]
+    generation: Generation
+    summary: str
+
+
+def parse_credentials(text: str | None) -> dict[str, str]:
+    """Users and passwords of the webui's `--api-auth user:password,user:password`."""
+    return dict(entry.split(":", 1) for entry in (text or "").split(",") if ":" in entry)
+
+
+def router(
+    *,
+    status: Callable[[], Mapping[str, Any]],
+    switch: Callable[[bool], None] | None,
+    credentials: Mapping[str, str],
+) -> APIRouter:
+    """The routes below /accel/v1.
+
+    status: gives the report as plain values. switch: turns acceleration on or off, raising PermissionError
+    with the reason if settings must not change; None leaves the routes out that would call it. credentials:
+    passwords by user; if there are any, every route asks for one of them.
+    """
+    guards = [Depends(_guard(credentials))] if credentials else []
+    routes = APIRouter(prefix="/accel/v1", tags=["accel"], dependencies=guards)
+
+    @routes.get("/status", response_model=Status)
+    def get_status() -> Mapping[str, Any]:
+        """What runs how, and why."""
+        return status()
+
+    if switch is None:
+        return routes
+
+    def turn(on: bool) -> Mapping[str, Any]:
+        try:
+            switch(on)
+        except PermissionError as error:
+            raise HTTPException(403, str(error)) from None
+        return status()
+
+    @routes.post("/enable", response_model=Status)
+    def enable() -> Mapping[str, Any]:
+        """Turns acceleration on; takes effect at the next call of a model."""
+        return turn(True)
+
+    @routes.post("/disable", response_model=Status)
+    def disable() -> Mapping[str, Any]:
+        """Turns acceleration off; takes effect at the next call of a model."""
+        return turn(False)
+
+    return routes
+
+
+def _guard(credentials: Mapping[str, str]) -> Callable[..., None]:
+    basic = HTTPBasic()
+
+    def check(given: HTTPBasicCredentials = Depends(basic)) -> None:  # noqa: B008
+        expected: Sequence[str] = [credentials[given.username]] if given.username in credentials else []
+        if not any(compare_digest(given.password.encode(), each.encode()) for each in expected):
+            raise HTTPException(401, "Incorrect username or password", headers={"WWW-Authenticate": "Basic"})
+
+    return check

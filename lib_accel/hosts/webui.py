@@ -1,0 +1,145 @@
+"""AUTOMATIC1111 stable-diffusion-webui 1.10: the engine's host, its Lora extension and sd-webui-controlnet.
+
+Facts about the host that this file relies on name the file they were read in.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+from modules import devices, scripts, sd_models, sd_unet, shared
+from torch import nn
+
+from lib_accel.errors import OptionError
+from lib_accel.options import Options
+
+SETTING = "accel_{}"  # name of the setting behind each option
+
+# Where the host defines methods that compute what the replaced ones do, in another order or with less memory.
+_EQUIVALENT = {
+    "modules.sd_hijack_optimizations",  # attention
+    "modules.hypernetworks.hypernetwork",  # attention without an optimization; see attention_reasons
+    "modules.sd_unet",  # UNetModel.forward, which asks for a foreign UNet first; see stand_aside_reasons
+    "modules.sd_hijack_unet",
+    "networks",  # the Lora extension's layers, which only merge weights first; see apply_networks
+}
+
+
+class WebuiHost:
+    """host.Host for the webui."""
+
+    network_mark: str | None = "network_current_names"  # extensions-builtin/Lora/networks.py
+
+    def __init__(self) -> None:
+        # What a generation asks for instead of the settings, for as long as its processing object lives.
+        self.request: tuple[weakref.ref[Any], Options] | None = None
+
+    def options(self) -> Options:
+        """The settings, or what the running generation asks for."""
+        if self.request is not None and self.request[0]() is not None:
+            return self.request[1]
+        try:
+            return Options(
+                enabled=bool(_setting("accel_enabled", True)), code=_setting("accel_code", Options().code)
+            )
+        except OptionError:
+            return Options()
+
+    def stand_aside_reasons(self) -> Sequence[str]:
+        """Modes of the host in which blocks do more than their classes say."""
+        modes = (
+            (
+                _setting("lora_functional", False),
+                "the setting lora_functional applies LoRA in each layer's forward",
+            ),
+            (devices.unet_needs_upcast, "--upcast-sampling changes the dtypes of norms"),
+            (devices.fp8, "weights are stored in fp8"),
+            (hasattr(nn.Linear, "org_forward"), "the webui casts weights at every call (manual cast)"),
+            (sd_unet.current_unet is not None, "another extension's UNet is active"),
+            (_is_training(), "a hypernetwork or an embedding is being trained"),
+        )
+        return [reason for applies, reason in modes if applies]
+
+    def attention_reasons(self) -> Sequence[str]:
+        """Modes of the host in which attention does more than its class says."""
+        modes = (
+            (shared.loaded_hypernetworks, "a hypernetwork is active"),
+            (_setting("upcast_attn", False), "the setting upcast_attn is on"),
+            (
+                _setting("hypertile_enable_unet", False)
+                or _setting("hypertile_enable_unet_secondpass", False),
+                "HyperTile is on",
+            ),
+        )
+        return [reason for applies, reason in modes if applies]
+
+    def trusts(self, method: Callable[..., Any]) -> bool:
+        """Whether the host itself replaced a method by one that computes the same."""
+        home = getattr(method, "__globals__", {}).get("__name__")
+        if home == "modules.sd_hijack_utils":
+            return all(map(self.trusts, _parts_of_condfunc(method)))
+        if home == "hypertile":  # installed once and never removed; passes on while it is off
+            return (
+                self.trusts(getattr(method, "__wrapped__", method))
+                if hasattr(method, "__wrapped__")
+                else False
+            )
+        if home in _EQUIVALENT:
+            return True
+        return home is not None and home.split(".")[0] in ("ldm", "sgm", "torch")
+
+    def wanted_networks(self) -> Hashable:
+        """What the Lora extension's network_apply_weights would compare a layer's mark with."""
+        networks = sys.modules.get("networks")
+        if networks is None:
+            return ()
+        return tuple(
+            (each.name, each.te_multiplier, each.unet_multiplier, each.dyn_dim)
+            for each in networks.loaded_networks
+        )
+
+    def apply_networks(self, layer: nn.Module) -> None:
+        """The Lora extension's own merge of one layer: its arithmetic, its backups, its marks."""
+        networks = sys.modules.get("networks")
+        if networks is not None:
+            networks.network_apply_weights(layer)
+
+    def models(self) -> Sequence[tuple[str, nn.Module]]:
+        """The UNet that is loaded and the control models that sd-webui-controlnet keeps."""
+        found = []
+        unet = getattr(getattr(sd_models.model_data.sd_model, "model", None), "diffusion_model", None)
+        if isinstance(unet, nn.Module):
+            found.append(("UNet", unet))
+        for name, model in _control_models():
+            found.append((f"ControlNet {name}", model))
+        return found
+
+
+def _setting(name: str, default: Any) -> Any:
+    """A setting's value; before the host has registered it, the saved value or else the default."""
+    return getattr(shared.opts, name, default)
+
+
+def _is_training() -> bool:
+    return getattr(shared.state, "job", None) in ("train-embedding", "train-hypernetwork")
+
+
+def _parts_of_condfunc(method: Any) -> Sequence[Callable[..., Any]]:
+    """What a lambda that CondFunc left on a class may call (modules/sd_hijack_utils.py)."""
+    for cell in getattr(method, "__closure__", None) or ():
+        condition = cell.cell_contents
+        if type(condition).__name__ == "CondFunc":
+            return condition._CondFunc__orig_func, condition._CondFunc__sub_func
+    return (len,)  # not as we know it: something that nobody trusts
+
+
+def _control_models() -> Sequence[tuple[str, nn.Module]]:
+    for data in scripts.scripts_data:
+        if data.script_class.__module__ == "controlnet.py":
+            cache = getattr(data.script_class, "model_cache", {})
+            models = ((name, getattr(entry, "model", entry)) for name, entry in list(cache.items()))
+            return [(str(name), model) for name, model in models if isinstance(model, nn.Module)]
+    return ()

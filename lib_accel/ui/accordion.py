@@ -1,0 +1,28 @@
+"""The accordion in the txt2img and img2img tabs: on or off for this generation, and a line of status."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+
+def accordion(
+    make_accordion: Callable[..., Any], *, enabled: bool, tab: str, status: Callable[[], str]
+) -> list[Any]:
+    """Builds the accordion and returns the components that are a generation's arguments.
+
+    make_accordion: the webui's InputAccordion, whose head is a checkbox; tab: "txt2img" or "img2img".
+    """
+    with make_accordion(enabled, label="Accel", elem_id=f"accel_{tab}_enabled") as switch:
+        with gr.Row():
+            line = gr.HTML(_line(status()), elem_id=f"accel_{tab}_status")
+            refresh = gr.Button("Refresh", elem_id=f"accel_{tab}_refresh", size="sm", scale=0)
+        refresh.click(fn=lambda: _line(status()), inputs=[], outputs=[line], show_progress=False)
+    return [switch]
+
+
+def _line(status: str) -> str:
+    return f'<p class="accel-status">{html.escape(status)}</p>'
