@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib_accel.audit import Snapshot
+from lib_accel.audit import ClassWatch, Snapshot
 from lib_accel.blocks import sample
 from lib_accel.blocks.rules import Rules, rules_for
 from lib_accel.choice import Step, choose
@@ -97,8 +97,12 @@ class NetworkState:
 class BoundContainer:
     """A TimestepEmbedSequential and the steps that it runs."""
 
-    def __init__(self, container: nn.Module, names: Family, trust: Trust, mark: str | None) -> None:
+    def __init__(
+        self, container: nn.Module, names: Family, trust: Trust, mark: str | None, watch: ClassWatch
+    ) -> None:
         descendants = list(container.modules())[1:]
+        watch.include(map(type, descendants))
+        self._watch, self._version = watch, watch.version
         self._snapshot = Snapshot(descendants, parents=[container])
         self.networks = NetworkState(descendants, mark)
         self.failure: str | None = None
@@ -112,7 +116,7 @@ class BoundContainer:
 
     def holds(self) -> bool:
         """Whether the container is still what was bound."""
-        return self._snapshot.matches()
+        return self._version == self._watch.version and self._snapshot.matches()
 
     def run(self, x: Tensor, emb: Tensor, context: Any, call: ModelCall) -> Tensor:
         """The container's output, of new memory."""
@@ -147,11 +151,13 @@ class HostFailure(Exception):
 class BoundUNet:
     """A UNetModel's own layers: embeddings before its blocks, norm and convolution after them."""
 
-    def __init__(self, unet: Any, names: Family, trust: Trust, mark: str | None) -> None:
+    def __init__(self, unet: Any, names: Family, trust: Trust, mark: str | None, watch: ClassWatch) -> None:
         tops = [unet.time_embed, unet.out]
         if unet.num_classes is not None:
             tops.append(unet.label_emb)
         modules = [module for top in tops for module in top.modules()]
+        watch.include(map(type, modules))
+        self._watch, self._version = watch, watch.version
         self._snapshot = Snapshot(modules, parents=[unet])
         self.networks = NetworkState(modules, mark)
         self._casts_input = names.unet_casts_input
@@ -173,7 +179,7 @@ class BoundUNet:
 
     def holds(self) -> bool:
         """Whether the layers are still what was bound."""
-        return self._snapshot.matches()
+        return self._version == self._watch.version and self._snapshot.matches()
 
     def run(
         self, unet: Any, x: Tensor, timesteps: Tensor, context: Any, y: Tensor | None, call: ModelCall

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lib_accel import __version__
+from lib_accel.audit import ClassWatch
 from lib_accel.bound import BoundContainer, BoundUNet, HostFailure, ModelCall, new_call
 from lib_accel.host import Host
 from lib_accel.layouts import FAMILIES
@@ -47,6 +48,7 @@ class Engine:
         self._unets: WeakKeyDictionary[nn.Module, BoundUNet] = WeakKeyDictionary()
         self._broken: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._is_attached = False
+        self._watch = ClassWatch()
         self._thread = _Thread()
         self._logged: set[str] = set()
         self.generation = Generation()
@@ -85,6 +87,7 @@ class Engine:
 
     def report(self) -> Report:
         """What runs how, and why. May be asked from any thread."""
+        self._watch.look()
         attention_reason = "; ".join(self._host.attention_reasons()) or None
         models = []
         for name, model in self._host.models():
@@ -168,7 +171,7 @@ class Engine:
             return None
         bound = self._unets.get(unet)
         if bound is None or not bound.holds():
-            bound = BoundUNet(unet, names, self._host.trusts, self._host.network_mark)
+            bound = BoundUNet(unet, names, self._host.trusts, self._host.network_mark, self._watch)
             self._unets[unet] = bound
         if bound.failure is not None:
             return None
@@ -186,12 +189,13 @@ class Engine:
     def _new_call(self, x: Tensor) -> ModelCall:
         if not self._host.options().wants_direct:
             return new_call(x, [_SWITCHED_OFF], [])
+        self._watch.look()
         return new_call(x, self._stand_aside_reasons(), self._host.attention_reasons())
 
     def _bound_container(self, container: nn.Module, names: Family) -> BoundContainer:
         bound = self._containers.get(container)
         if bound is None or not bound.holds():
-            bound = BoundContainer(container, names, self._host.trusts, self._host.network_mark)
+            bound = BoundContainer(container, names, self._host.trusts, self._host.network_mark, self._watch)
             self._containers[container] = bound
         return bound
 
