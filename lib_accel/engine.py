@@ -98,7 +98,7 @@ class Engine:
                 else:
                     self._bound_container(container, names).count(tally, attention_reason)
             models.append(ModelReport(name, tally))
-        enabled = self._is_attached and self._host.options().wants_direct
+        enabled = self._is_attached and self._host.options().enabled
         return Report(__version__, enabled, self._stand_aside_reasons(), models, self.generation)
 
     # Dispatch
@@ -187,7 +187,7 @@ class Engine:
         return call
 
     def _new_call(self, x: Tensor) -> ModelCall:
-        if not self._host.options().wants_direct:
+        if not self._host.options().enabled:
             return new_call(x, [_SWITCHED_OFF], [])
         self._watch.look()
         return new_call(x, self._stand_aside_reasons(), self._host.attention_reasons())

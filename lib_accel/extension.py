@@ -80,9 +80,7 @@ def _on_ui_settings() -> None:
         default = setting.default
         if setting.option == "enabled" and (shared.cmd_opts.accel_off or os.environ.get("ACCEL_OFF") == "1"):
             default = False
-        info = shared.OptionInfo(
-            default, setting.label, setting.component, setting.component_args, section=("accel", "Accel")
-        )
+        info = shared.OptionInfo(default, setting.label, setting.component, section=("accel", "Accel"))
         shared.opts.add_option(SETTING.format(setting.option), info.info(setting.help))
 
 

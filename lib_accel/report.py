@@ -66,7 +66,8 @@ class Report:
         ]
         done = self.generation
         if done.networks:
-            parts.append(f"{done.networks} networks in {1000 * done.fuse_s:.0f} ms")
+            merged = f"{done.networks} LoRA{'s' if done.networks > 1 else ''} merged"
+            parts.append(f"{merged} in {1000 * done.fuse_s:.0f} ms" if done.fuse_s >= 0.001 else merged)
         if done.host:
             parts.append(f"{_share(done.direct, done.host)} of the last picture's blocks fast")
         reasons = self.generation.reasons + sum((m.blocks.reasons for m in self.models), Counter())

@@ -80,7 +80,7 @@ def leave(tokens: Tensor, x: Tensor, weights: FrameWeights, rules: Rules) -> Ten
     if rules.matmul is not None:
         tokens, weight = tokens.to(rules.matmul), weight.to(rules.matmul)
         bias = None if bias is None else bias.to(rules.matmul)
-    image = torch.matmul(weight, tokens.transpose(1, 2))
+    image = torch.bmm(weight.expand(len(tokens), -1, -1), tokens.transpose(1, 2))
     if bias is not None:
         image = image + bias[:, None]
     return image.view(*image.shape[:2], *x.shape[2:]) + x

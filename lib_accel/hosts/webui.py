@@ -13,7 +13,6 @@ from typing import Any
 from modules import devices, scripts, sd_models, sd_unet, shared
 from torch import nn
 
-from lib_accel.errors import OptionError
 from lib_accel.options import Options
 
 SETTING = "accel_{}"  # name of the setting behind each option
@@ -41,12 +40,7 @@ class WebuiHost:
         """The settings, or what the running generation asks for."""
         if self.request is not None and self.request[0]() is not None:
             return self.request[1]
-        try:
-            return Options(
-                enabled=bool(_setting("accel_enabled", True)), code=_setting("accel_code", Options().code)
-            )
-        except OptionError:
-            return Options()
+        return Options(enabled=bool(_setting(SETTING.format("enabled"), Options().enabled)))
 
     def stand_aside_reasons(self) -> Sequence[str]:
         """Modes of the host in which blocks do more than their classes say."""

@@ -19,7 +19,7 @@ def accordion(
     with make_accordion(enabled, label="Accel", elem_id=f"accel_{tab}_enabled") as switch:
         with gr.Row():
             line = gr.HTML(_line(status()), elem_id=f"accel_{tab}_status")
-            refresh = gr.Button("Refresh", elem_id=f"accel_{tab}_refresh", size="sm", scale=0)
+            refresh = gr.Button("\U0001f504", elem_id=f"accel_{tab}_refresh", elem_classes=["tool"])
         refresh.click(fn=lambda: _line(status()), inputs=[], outputs=[line], show_progress=False)
     return [switch]
 

@@ -10,6 +10,8 @@ import gradio as gr
 
 from lib_accel.options import Options
 
+_COMPONENTS: dict[Any, Any] = {bool: gr.Checkbox}  # by the type of an option's default
+
 
 class Setting(NamedTuple):
     """One setting, with what the webui's OptionInfo takes."""
@@ -18,16 +20,13 @@ class Setting(NamedTuple):
     default: Any
     label: str
     component: Any
-    component_args: dict[str, Any]
     help: str
 
 
 def settings() -> Iterator[Setting]:
     """One setting for each option."""
     for option in fields(Options):
-        choices = list(option.metadata["choices"])
-        component = gr.Radio if choices else gr.Checkbox
-        args = {"choices": choices} if choices else {}
+        component = _COMPONENTS[type(option.default)]
         yield Setting(
-            option.name, option.default, option.metadata["label"], component, args, option.metadata["help"]
+            option.name, option.default, option.metadata["label"], component, option.metadata["help"]
         )
