@@ -101,9 +101,7 @@ class BoundContainer:
         self, container: nn.Module, names: Family, trust: Trust, mark: str | None, watch: ClassWatch
     ) -> None:
         descendants = list(container.modules())[1:]
-        watch.include(map(type, descendants))
-        self._watch, self._version = watch, watch.version
-        self._snapshot = Snapshot(descendants, parents=[container])
+        self._snapshot = Snapshot(descendants, container, watch)
         self.networks = NetworkState(descendants, mark)
         self.failure: str | None = None
         self._steps: list[Step] = []
@@ -116,7 +114,7 @@ class BoundContainer:
 
     def holds(self) -> bool:
         """Whether the container is still what was bound."""
-        return self._version == self._watch.version and self._snapshot.matches()
+        return self._snapshot.matches()
 
     def run(self, x: Tensor, emb: Tensor, context: Any, call: ModelCall) -> Tensor:
         """The container's output, of new memory."""
@@ -156,9 +154,7 @@ class BoundUNet:
         if unet.num_classes is not None:
             tops.append(unet.label_emb)
         modules = [module for top in tops for module in top.modules()]
-        watch.include(map(type, modules))
-        self._watch, self._version = watch, watch.version
-        self._snapshot = Snapshot(modules, parents=[unet])
+        self._snapshot = Snapshot(modules, unet, watch)
         self.networks = NetworkState(modules, mark)
         self._casts_input = names.unet_casts_input
         self.failure: str | None = None
@@ -179,7 +175,7 @@ class BoundUNet:
 
     def holds(self) -> bool:
         """Whether the layers are still what was bound."""
-        return self._version == self._watch.version and self._snapshot.matches()
+        return self._snapshot.matches()
 
     def run(
         self, unet: Any, x: Tensor, timesteps: Tensor, context: Any, y: Tensor | None, call: ModelCall

@@ -6,7 +6,7 @@ tensors as torch.nn holds them. No function changes its arguments or returns one
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ class GroupNormSpec(NamedTuple):
     upcast: bool  # GroupNorm32: computes in float32 whatever comes, returns the input's dtype
 
 
-def _cast(dtype: torch.dtype | None, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def cast(dtype: torch.dtype | None, *tensors: Any) -> Any:
+    """The tensors (or None) in `dtype`, or as they are if that is None."""
     if dtype is None:
         return tensors
     return tuple(t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors)
@@ -32,13 +33,13 @@ def _cast(dtype: torch.dtype | None, *tensors: Tensor | None) -> tuple[Tensor | 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, rules: Rules) -> Tensor:
     """Convolution of an image; weight (out, in / groups, height, width)."""
-    x, weight, bias = _cast(rules.matmul, x, weight, bias)  # type: ignore[assignment]
+    x, weight, bias = cast(rules.matmul, x, weight, bias)
     return convolve(x, weight, bias, spec)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, rules: Rules) -> Tensor:
     """`x @ weight.T + bias` over the last dimension; weight (out, in)."""
-    x, weight, bias = _cast(rules.matmul, x, weight, bias)  # type: ignore[assignment]
+    x, weight, bias = cast(rules.matmul, x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -47,7 +48,7 @@ def group_norm(
 ) -> Tensor:
     """Group norm over the channels of an image."""
     source = x.float() if spec.upcast else x
-    source, weight, bias = _cast(rules.norm, source, weight, bias)  # type: ignore[assignment]
+    source, weight, bias = cast(rules.norm, source, weight, bias)
     normed = F.group_norm(source, spec.groups, weight, bias, spec.eps)
     return normed.to(x.dtype) if spec.upcast else normed
 
@@ -55,13 +56,13 @@ def group_norm(
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, rules: Rules) -> Tensor:
     """Layer norm over the last dimension."""
     channels = x.shape[-1:]
-    x, weight, bias = _cast(rules.norm, x, weight, bias)  # type: ignore[assignment]
+    x, weight, bias = cast(rules.norm, x, weight, bias)
     return F.layer_norm(x, channels, weight, bias, eps)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, rules: Rules) -> Tensor:
     """Softmax attention of (batch, tokens, heads * size) tensors, scaled by 1 / sqrt(size)."""
-    query, key, value = _cast(rules.matmul, query, key, value)  # type: ignore[assignment]
+    query, key, value = cast(rules.matmul, query, key, value)
     batch, tokens, channels = query.shape
     size = channels // heads
     query, key, value = (t.view(batch, -1, heads, size).transpose(1, 2) for t in (query, key, value))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_accel.blocks.ops import GroupNormSpec, attention, group_norm, layer_norm, linear
+from lib_accel.blocks.ops import GroupNormSpec, attention, cast, group_norm, layer_norm, linear
 from lib_accel.blocks.rules import Rules
 
 
@@ -76,10 +76,8 @@ def leave(tokens: Tensor, x: Tensor, weights: FrameWeights, rules: Rules) -> Ten
     strides would make the next 3x3 convolution copy its weight to that layout at every call on a CPU, which
     costs as much as the convolution itself.
     """
-    weight, bias = weights.proj_out.flatten(1), weights.proj_out_bias
-    if rules.matmul is not None:
-        tokens, weight = tokens.to(rules.matmul), weight.to(rules.matmul)
-        bias = None if bias is None else bias.to(rules.matmul)
+    weight = weights.proj_out.flatten(1)
+    tokens, weight, bias = cast(rules.matmul, tokens, weight, weights.proj_out_bias)
     image = torch.bmm(weight.expand(len(tokens), -1, -1), tokens.transpose(1, 2))
     if bias is not None:
         image = image + bias[:, None]
