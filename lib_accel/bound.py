@@ -106,7 +106,7 @@ class BoundContainer:
         self.failure: str | None = None
         self._steps: list[Step] = []
         try:
-            self._steps, slots = choose(container.children(), names, trust)
+            self._steps, slots = choose(container._modules.values(), names, trust)
             self._weights = LiveWeights(slots)
         except LayoutError as error:
             self.failure = str(error)

@@ -180,7 +180,7 @@ def _call_plain(module: nn.Module, x: Tensor, emb: Tensor, context: Any) -> Tens
     return module(x)  # type: ignore[no-any-return]
 
 
-def choose(blocks: Iterable[nn.Module], names: Family, trust: Trust) -> tuple[list[Step], list[Slot]]:
+def choose(blocks: Iterable[nn.Module | None], names: Family, trust: Trust) -> tuple[list[Step], list[Slot]]:
     """The steps of a container's blocks, and the slots of the weights that the steps read.
 
     Raises LayoutError if a block is of an unknown class: how to call it, only its container knows.
@@ -190,7 +190,9 @@ def choose(blocks: Iterable[nn.Module], names: Family, trust: Trust) -> tuple[li
     return steps, slots.slots
 
 
-def _choose_block(block: nn.Module, names: Family, trust: Trust, slots: _SlotList) -> Step:
+def _choose_block(block: nn.Module | None, names: Family, trust: Trust, slots: _SlotList) -> Step:
+    if block is None:
+        raise LayoutError("an empty place among the blocks")
     kind = class_name(type(block))
     if kind == names.transformer:
         return _or_live(block, _call_with_context, lambda: _transformer(block, names, trust, slots))

@@ -73,13 +73,20 @@ class Engine:
         self._is_attached = False
         for patch in self._patches.values():
             patch.undo()
-        self._containers.clear()
-        self._unets.clear()
+        self._forget()
 
     def bind(self, model: nn.Module) -> None:
-        """Binds a model's containers ahead of its first call, so that the report can speak of them."""
+        """Binds a model's containers ahead of its first call, so that the report can speak of them.
+
+        Forgets what was bound before: a patch on a block may hold the whole model, and we hold the block.
+        """
+        self._forget()
         for container, names in self._containers_of(model):
             self._bound_container(container, names)
+
+    def _forget(self) -> None:
+        self._containers.clear()
+        self._unets.clear()
 
     def begin_generation(self) -> None:
         """Starts the counters of the report anew."""
@@ -97,6 +104,9 @@ class Engine:
                     tally.add([failure])
                 else:
                     self._bound_container(container, names).count(tally, attention_reason)
+            family = self._families.get(type(model))
+            if family is not None:
+                tally.add(self._reasons_of_unet(model, family))
             models.append(ModelReport(name, tally))
         enabled = self._is_attached and self._host.options().enabled
         return Report(__version__, enabled, self._stand_aside_reasons(), models, self.generation)
@@ -167,14 +177,13 @@ class Engine:
         """The UNet's output, or None if its own layers are the host's to compute."""
         names = self._families.get(type(unet))
         call = self._new_call(x)
-        if names is None or unet in self._broken or call.stand_aside:
+        if names is None or _SWITCHED_OFF in call.stand_aside:
             return None
-        bound = self._unets.get(unet)
-        if bound is None or not bound.holds():
-            bound = BoundUNet(unet, names, self._host.trusts, self._host.network_mark, self._watch)
-            self._unets[unet] = bound
-        if bound.failure is not None:
+        reasons = [*call.stand_aside, *self._reasons_of_unet(unet, names)]
+        self.generation.add(reasons)
+        if reasons:
             return None
+        bound = self._unets[unet]
         bound.networks.ensure(self._host, self.generation)
         return bound.run(unet, x, timesteps, context, y, call)
 
@@ -204,6 +213,15 @@ class Engine:
             names = self._families.get(type(module))
             if names is not None and class_name(type(module)) == names.container:
                 yield module, names
+
+    def _reasons_of_unet(self, unet: nn.Module, names: Family) -> list[str]:
+        """Why a UNet's own layers stay with the host; binds them if need be."""
+        bound = self._unets.get(unet)
+        if bound is None or not bound.holds():
+            bound = BoundUNet(unet, names, self._host.trusts, self._host.network_mark, self._watch)
+            self._unets[unet] = bound
+        failure = self._broken.get(unet, bound.failure)
+        return [] if failure is None else [failure]
 
     def _stand_aside_reasons(self) -> list[str]:
         reasons = list(self._host.stand_aside_reasons())

@@ -26,7 +26,7 @@ class ClassPatch:
         self._was_own = name in owner.__dict__
         self.original: Method = getattr(owner, name)
         self._replacement = make(self.original)
-        self._is_buried = False
+        self._is_placed = False
 
     @property
     def is_on_top(self) -> bool:
@@ -35,15 +35,17 @@ class ClassPatch:
 
     def apply(self) -> None:
         """Puts the replacement in place, unless it is there, on top or below somebody else's."""
-        if not self.is_on_top and not self._is_buried:
+        was_dropped = getattr(self.owner, self.name) is self.original
+        if was_dropped or not self._is_placed:
             setattr(self.owner, self.name, self._replacement)
-        self._is_buried = False
+            self._is_placed = True
 
     def undo(self) -> None:
         """Puts the original back, unless somebody replaced the replacement."""
         if not self.is_on_top:
-            self._is_buried = True
-        elif self._was_own:
+            return
+        if self._was_own:
             setattr(self.owner, self.name, self.original)
         else:
             delattr(self.owner, self.name)
+        self._is_placed = False

@@ -65,6 +65,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, rules: Rule
     query, key, value = cast(rules.matmul, query, key, value)
     batch, tokens, channels = query.shape
     size = channels // heads
-    query, key, value = (t.view(batch, -1, heads, size).transpose(1, 2) for t in (query, key, value))
+    query, key, value = (t.view(len(t), -1, heads, size).transpose(1, 2) for t in (query, key, value))
     mixed = F.scaled_dot_product_attention(query, key, value)
     return mixed.transpose(1, 2).reshape(batch, tokens, channels)

@@ -78,9 +78,8 @@ def leave(tokens: Tensor, x: Tensor, weights: FrameWeights, rules: Rules) -> Ten
     """
     weight = weights.proj_out.flatten(1)
     tokens, weight, bias = cast(rules.matmul, tokens, weight, weights.proj_out_bias)
-    image = torch.bmm(weight.expand(len(tokens), -1, -1), tokens.transpose(1, 2))
-    if bias is not None:
-        image = image + bias[:, None]
+    matrices = weight.expand(len(tokens), -1, -1), tokens.transpose(1, 2)
+    image = torch.bmm(*matrices) if bias is None else torch.baddbmm(bias[None, :, None], *matrices)
     return image.view(*image.shape[:2], *x.shape[2:]) + x
 
 

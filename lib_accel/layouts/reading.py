@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from lib_accel.audit import METHODS
 from lib_accel.blocks.convolution import ConvSpec
 from lib_accel.blocks.ops import GroupNormSpec
 from lib_accel.errors import LayoutError
@@ -15,7 +17,6 @@ from lib_accel.layouts.slots import Slot
 
 Trust = Callable[[Callable[..., Any]], bool]
 
-_METHODS = ("forward", "_forward")
 _PADDING_MODES = {"zeros": False, "circular": True}
 
 
@@ -47,11 +48,11 @@ def demand_clean(module: nn.Module, trust: Trust) -> None:
     `trust` is asked about methods that someone replaced.
     """
     owner = type(module)
-    for name in (*_METHODS, "__call__"):
-        method = getattr(owner, name, None)
+    for base, name in product(owner.__mro__, METHODS):
+        method = base.__dict__.get(name)
         if method is not None and not is_original(owner, method) and not trust(method):
-            raise LayoutError(f"{owner.__name__}.{name} was replaced by {_describe(method)}")
-    for name in _METHODS:
+            raise LayoutError(f"{base.__name__}.{name} was replaced by {_describe(method)}")
+    for name in METHODS[1:]:
         method = module.__dict__.get(name)
         if method is not None and not _is_plain(module, method, trust):
             raise LayoutError(f"{owner.__name__} has a {name} of its own: {_describe(method)}")
@@ -97,6 +98,9 @@ def conv_spec(module: nn.Module | None, trust: Trust) -> tuple[tuple[Slot, Slot]
     if isinstance(conv.padding, str) or conv.padding_mode not in _PADDING_MODES:
         raise LayoutError(f"Conv2d pads by {conv.padding_mode!r} {conv.padding!r}")
     circular = _PADDING_MODES[conv.padding_mode]
+    high, wide = conv.padding
+    if list(conv._reversed_padding_repeated_twice) != [wide, wide, high, high]:
+        raise LayoutError(f"Conv2d pads by {conv._reversed_padding_repeated_twice}, not {conv.padding}")
     return (
         _weight_and_bias(conv),
         ConvSpec(conv.stride, conv.padding, conv.dilation, conv.groups, circular),
@@ -133,7 +137,8 @@ def children(module: nn.Module | None, expected: str, count: int, trust: Trust) 
     """The children of a container of exactly this class and size."""
     container = demand_type(module, expected)
     demand_clean(container, trust)
-    found = tuple(container.children())
+    # Not children(), which names a layer that stands twice only once.
+    found = tuple(child for child in container._modules.values() if child is not None)
     if len(found) != count:
         raise LayoutError(f"{expected} has {len(found)} children, expected {count}")
     return found
