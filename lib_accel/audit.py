@@ -40,6 +40,11 @@ def _weakly(value: Any) -> Callable[[], Any]:
         return lambda: value
 
 
+def _differs(method: Any, known: Callable[[], Any] | None) -> bool:
+    """Whether a method is not the known one; one that is gone, like one that is new, differs from none."""
+    return method is not None if known is None else method is None or method is not known()
+
+
 class ClassWatch:
     """The methods of the classes of everything that is bound; `version` grows when one of them changes.
 
@@ -62,7 +67,7 @@ class ClassWatch:
         """Raises `version` if a method of a watched class is no longer what it was at the last look."""
         for kind, methods in list(self._classes.items()):
             own = kind.__dict__
-            if any(own.get(name) is not (ref and ref()) for name, ref in zip(METHODS, methods, strict=True)):
+            if any(_differs(own.get(name), ref) for name, ref in zip(METHODS, methods, strict=True)):
                 self._classes[kind] = self._methods_of(kind)
                 self.version += 1
 

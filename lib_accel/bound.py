@@ -177,6 +177,10 @@ class BoundUNet:
         """Whether the layers are still what was bound."""
         return self._snapshot.matches()
 
+    def takes(self, x: Tensor, y: Tensor | None) -> bool:
+        """Whether the UNet's own code would accept this vector, or the lack of one."""
+        return (y is None) == (self._label is None) and (y is None or len(y) == len(x))
+
     def run(
         self, unet: Any, x: Tensor, timesteps: Tensor, context: Any, y: Tensor | None, call: ModelCall
     ) -> Tensor:
@@ -185,8 +189,7 @@ class BoundUNet:
         steps = home.timestep_embedding(timesteps, unet.model_channels, repeat_only=False)
         with call.as_ours():
             emb = sample.embed(steps, sample.EmbeddingWeights(*self._time.read()), call.rules)
-            if self._label is not None:
-                assert y is not None
+            if self._label is not None and y is not None:
                 emb = emb + sample.embed(y, sample.EmbeddingWeights(*self._label.read()), call.rules)
         h = x.to(unet.dtype) if self._casts_input else x
         try:

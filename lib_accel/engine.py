@@ -116,7 +116,7 @@ class Engine:
     def _for_containers(self, original: Method) -> Method:
         @functools.wraps(original)
         def forward(container: Any, x: Any, emb: Any, context: Any = None, *args: Any, **kwargs: Any) -> Any:
-            failure = None
+            failure: Exception | None = None
             if self._is_attached and not args and not kwargs and isinstance(x, Tensor):
                 try:
                     result = self._run_container(container, x, emb, context)
@@ -136,16 +136,19 @@ class Engine:
         def forward(
             unet: Any, x: Any, timesteps: Any = None, context: Any = None, *args: Any, **kwargs: Any
         ) -> Any:
-            failure = None
+            failure: Exception | None = None
+            host_failure: Exception | None = None
             if self._is_attached and isinstance(x, Tensor) and _only_vector(args, kwargs):
                 try:
                     result = self._run_unet(unet, x, timesteps, context, *args, **kwargs)
                     if result is not None:
                         return result
                 except HostFailure as error:
-                    raise error.cause from None
+                    host_failure = error.cause
                 except Exception as error:
                     failure = error
+            if host_failure is not None:  # raised out here, where nothing is chained to it
+                raise host_failure
             result = original(unet, x, timesteps, context, *args, **kwargs)
             if failure is not None:
                 self._note_failure(unet, failure)
@@ -180,12 +183,16 @@ class Engine:
         if names is None or _SWITCHED_OFF in call.stand_aside:
             return None
         reasons = [*call.stand_aside, *self._reasons_of_unet(unet, names)]
-        self.generation.add(reasons)
         if reasons:
+            self.generation.add(reasons)
             return None
         bound = self._unets[unet]
+        if not bound.takes(x, y):
+            return None
         bound.networks.ensure(self._host, self.generation)
-        return bound.run(unet, x, timesteps, context, y, call)
+        result = bound.run(unet, x, timesteps, context, y, call)
+        self.generation.add([])
+        return result
 
     def _call_of(self, x: Tensor, emb: Any) -> ModelCall:
         """The state shared by all blocks of one call of a model: those that are handed the same embedding."""
@@ -232,6 +239,10 @@ class Engine:
 
     def _note_failure(self, module: nn.Module, error: Exception) -> None:
         message = f"failed: {type(error).__name__}: {error}"
+        if (bound := self._containers.get(module)) is not None:
+            bound.count_as_host(self.generation, [message])
+        else:
+            self.generation.add([message])
         if not isinstance(error, _PASSING_FAILURES):
             self._broken[module] = message
         if message not in self._logged:

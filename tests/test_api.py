@@ -1,0 +1,161 @@
+"""The HTTP interface: what it says, whom it lets in, and what it changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from lib_accel.api.routes import parse_credentials, router
+from lib_accel.engine import Engine
+from tests.fakes.host import FakeHost, attached
+from tests.fakes.models import inputs, run, tiny_unet
+
+MUTATING = ("/accel/v1/enable", "/accel/v1/disable")
+
+
+class Switch:
+    """Keeps what was asked for, or refuses."""
+
+    def __init__(self, refusal: str | None = None) -> None:
+        self.turned: list[bool] = []
+        self.refusal = refusal
+
+    def __call__(self, on: bool) -> None:
+        if self.refusal is not None:
+            raise PermissionError(self.refusal)
+        self.turned.append(on)
+
+
+def client(switch: Any = None, credentials: dict[str, str] | None = None) -> TestClient:
+    app, engine = FastAPI(), Engine(FakeHost())
+    app.include_router(
+        router(status=lambda: engine.report().as_dict(), switch=switch, credentials=credentials or {})
+    )
+    return TestClient(app)
+
+
+def test_status_has_its_shape() -> None:
+    status = client().get("/accel/v1/status").json()
+    assert {name: type(value) for name, value in status.items()} == {
+        "version": str,
+        "enabled": bool,
+        "stand_aside": list,
+        "models": list,
+        "generation": dict,
+        "summary": str,
+    }
+    assert set(status["generation"]) == {"blocks", "reasons", "model_calls", "fuse_s", "networks"}
+    assert status["generation"]["blocks"] == {"direct": 0, "host": 0}
+
+
+@pytest.mark.parametrize(("path", "on"), [("enable", True), ("disable", False)])
+def test_switches_switch_and_answer_with_the_status(path: str, on: bool) -> None:
+    switch = Switch()
+    answer = client(switch).post(f"/accel/v1/{path}")
+    assert (answer.status_code, switch.turned) == (200, [on])
+    assert "summary" in answer.json()
+
+
+@pytest.mark.parametrize("path", MUTATING)
+def test_switches_are_absent_where_nothing_may_change(path: str) -> None:
+    without = client(None)
+    assert without.post(path).status_code == 404
+    assert without.get("/accel/v1/status").status_code == 200
+
+
+@pytest.mark.parametrize("path", MUTATING)
+def test_switches_cannot_be_turned_by_a_link(path: str) -> None:
+    switch = Switch()
+    assert client(switch).get(path).status_code == 405
+    assert switch.turned == []
+
+
+@pytest.mark.parametrize("path", MUTATING)
+def test_a_refusal_is_told(path: str) -> None:
+    answer = client(Switch("settings are frozen")).post(path)
+    assert (answer.status_code, answer.json()["detail"]) == (403, "settings are frozen")
+
+
+CREDENTIALS = {"ann": "secret", "bob": "pass:word"}
+
+
+@pytest.mark.parametrize("auth", [("ann", "secret"), ("bob", "pass:word")])
+def test_the_right_password_is_let_in(auth: Any) -> None:
+    assert client(Switch(), CREDENTIALS).get("/accel/v1/status", auth=auth).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "auth", [None, ("ann", ""), ("ann", "wrong"), ("ann", "pass:word"), ("eve", "secret"), ("", "")]
+)
+@pytest.mark.parametrize("path", [("GET", "/accel/v1/status"), ("POST", MUTATING[0]), ("POST", MUTATING[1])])
+def test_anything_else_is_kept_out_of_every_route(auth: Any, path: tuple[str, str]) -> None:
+    switch = Switch()
+    answer = client(switch, CREDENTIALS).request(*path, auth=auth)
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Basic")
+    assert switch.turned == []
+
+
+@pytest.mark.parametrize(
+    ("text", "credentials"),
+    [
+        (None, {}),
+        ("", {}),
+        ("ann:secret", {"ann": "secret"}),
+        ("ann:secret,bob:pass:word", {"ann": "secret", "bob": "pass:word"}),
+    ],
+)
+def test_credentials_are_read_as_the_webui_reads_them(text: str | None, credentials: dict[str, str]) -> None:
+    assert parse_credentials(text) == credentials
+
+
+# The summary, of a live engine
+
+
+@pytest.fixture
+def host() -> FakeHost:
+    host = FakeHost()
+    host.live = [("UNet", tiny_unet())]
+    return host
+
+
+def summary_after_a_picture(host: FakeHost) -> str:
+    with attached(host) as engine:
+        run(host.live[0][1], inputs())
+        return engine.report().summary
+
+
+def test_summary_says_that_all_is_fast(host: FakeHost) -> None:
+    fast = summary_after_a_picture(host)
+    assert fast.startswith("UNet: ")
+    assert fast.endswith(" blocks fast")
+    assert "because" not in fast
+
+
+def test_summary_says_that_it_is_off(host: FakeHost) -> None:
+    with host.switched_off():
+        assert summary_after_a_picture(host) == "off"
+
+
+def test_summary_of_a_detached_engine_is_off(host: FakeHost) -> None:
+    assert Engine(host).report().summary == "off"
+
+
+def test_summary_says_why_we_stand_aside(host: FakeHost) -> None:
+    host.stand_aside = ["weights are stored in fp8"]
+    assert summary_after_a_picture(host) == "standing aside: weights are stored in fp8"
+
+
+def test_summary_says_what_keeps_part_of_it_slow(host: FakeHost) -> None:
+    host.attention = ["HyperTile is on"]
+    part = summary_after_a_picture(host)
+    assert "of the last picture's blocks fast" in part
+    assert part.endswith("mostly because: HyperTile is on")
+
+
+def test_summary_waits_for_a_model() -> None:
+    with attached() as engine:
+        assert engine.report().summary == "waiting for a model"

@@ -1,0 +1,413 @@
+"""The webui as a host: settings, requests, modes, what it replaced itself, and its networks."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from ldm.modules import attention as ldm_attention
+from torch import nn
+
+from tests.fakes import webui
+from tests.fakes.models import inputs, run, tiny_controlnet, tiny_unet
+
+_NEEDS_WEBUI = (
+    "lib_accel.hosts.webui",
+    "lib_accel.extension",
+    "lib_accel.ui.accordion",
+    "lib_accel.ui.settings",
+)
+
+
+@pytest.fixture
+def fakes() -> Iterator[SimpleNamespace]:
+    """The webui's modules, gone afterwards with everything of ours that imported them."""
+    before = dict(sys.modules)
+    for name in _NEEDS_WEBUI:
+        sys.modules.pop(name, None)
+    yield webui.install()
+    for name in [*sys.modules]:
+        if name.split(".")[0] in ("modules", "gradio", "networks") or name in _NEEDS_WEBUI:
+            del sys.modules[name]
+    sys.modules.update({name: before[name] for name in before if name not in sys.modules})
+
+
+@pytest.fixture
+def host(fakes: SimpleNamespace) -> Any:
+    return importlib.import_module("lib_accel.hosts.webui").WebuiHost()
+
+
+@pytest.fixture
+def extension(fakes: SimpleNamespace) -> Iterator[Any]:
+    module = importlib.import_module("lib_accel.extension")
+    module.register()
+    yield module
+    fakes.script_callbacks.registered["on_script_unloaded"]()
+
+
+# Settings and requests
+
+
+def test_settings_that_nobody_registered_have_their_defaults(host: Any) -> None:
+    assert host.options().enabled is True
+
+
+def test_a_saved_setting_counts_before_it_is_registered(fakes: SimpleNamespace, host: Any) -> None:
+    fakes.shared.opts.data["accel_enabled"] = False
+    assert host.options().enabled is False
+
+
+@pytest.mark.parametrize(
+    ("saved", "enabled"), [(0, False), (1, True), ("", False), ("yes", True), (None, False)]
+)
+def test_a_saved_value_of_the_wrong_type_is_no_error(
+    fakes: SimpleNamespace, host: Any, saved: Any, enabled: bool
+) -> None:
+    fakes.shared.opts.data["accel_enabled"] = saved
+    assert host.options().enabled is enabled
+
+
+def test_unknown_settings_of_the_host_hold_nothing_back(host: Any) -> None:
+    assert list(host.stand_aside_reasons()) == []
+    assert list(host.attention_reasons()) == []
+
+
+class Processing:
+    """The webui's object for one generation."""
+
+
+def test_what_a_request_asks_for_ends_with_its_processing_object(host: Any) -> None:
+    import weakref
+
+    p = Processing()
+    host.request = weakref.ref(p), type(host.options())(enabled=False)
+    assert host.options().enabled is False
+    del p
+    gc.collect()
+    assert host.options().enabled is True
+
+
+# Modes
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ("shared.opts.data.lora_functional", True, "lora_functional"),
+        ("devices.unet_needs_upcast", True, "--upcast-sampling"),
+        ("devices.fp8", True, "fp8"),
+        ("sd_unet.current_unet", object(), "another extension's UNet"),
+        ("shared.state.job", "train-embedding", "trained"),
+        ("shared.state.job", "train-hypernetwork", "trained"),
+    ],
+)
+def test_modes_in_which_we_stand_aside(
+    fakes: SimpleNamespace, host: Any, path: str, value: Any, reason: str
+) -> None:
+    _set(fakes, path, value)
+    (given,) = host.stand_aside_reasons()
+    assert reason in given
+    assert list(host.attention_reasons()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ("shared.loaded_hypernetworks", [object()], "hypernetwork"),
+        ("shared.opts.data.upcast_attn", True, "upcast_attn"),
+        ("shared.opts.data.hypertile_enable_unet", True, "HyperTile"),
+        ("shared.opts.data.hypertile_enable_unet_secondpass", True, "HyperTile"),
+    ],
+)
+def test_modes_in_which_attention_stays_with_the_host(
+    fakes: SimpleNamespace, host: Any, path: str, value: Any, reason: str
+) -> None:
+    _set(fakes, path, value)
+    (given,) = host.attention_reasons()
+    assert reason in given
+    assert list(host.stand_aside_reasons()) == []
+
+
+def _set(fakes: SimpleNamespace, path: str, value: Any) -> None:
+    *steps, last = path.split(".")
+    owner: Any = fakes
+    for step in steps:
+        owner = getattr(owner, step)
+    if isinstance(owner, dict):
+        owner[last] = value
+    else:
+        setattr(owner, last, value)
+
+
+def test_manual_cast_is_seen_by_what_it_leaves_on_linear(monkeypatch: pytest.MonkeyPatch, host: Any) -> None:
+    monkeypatch.setattr(nn.Linear, "org_forward", nn.Linear.forward, raising=False)
+    (reason,) = host.stand_aside_reasons()
+    assert "manual cast" in reason
+
+
+# Trust
+
+
+_CONDFUNC = """
+class CondFunc:
+    def __new__(cls, orig_func, sub_func, cond_func):
+        self = super().__new__(cls)
+        self.__init__(orig_func, sub_func, cond_func)
+        return lambda *args, **kwargs: self(*args, **kwargs)
+    def __init__(self, orig_func, sub_func, cond_func):
+        self.__orig_func = orig_func
+        self.__sub_func = sub_func
+        self.__cond_func = cond_func
+    def __call__(self, *args, **kwargs):
+        return self.__sub_func(self.__orig_func, *args, **kwargs)
+def condfunc(orig_func, sub_func):
+    return CondFunc(orig_func, sub_func, None)
+"""
+_ORIGINAL = ldm_attention.SpatialTransformer.forward
+condfunc = webui.function_of("modules.sd_hijack_utils", _CONDFUNC, "condfunc")
+
+
+def _own(module: str) -> Any:
+    return webui.function_of(module, "def forward(*args, **kwargs): pass", "forward")
+
+
+def _wrapper_of_hypertile(wrapped: Any) -> Any:
+    source = """
+def make(inner):
+    from functools import wraps
+    @wraps(inner)
+    def wrapper(*args, **kwargs):
+        return inner(*args, **kwargs)
+    return wrapper
+"""
+    return webui.function_of("hypertile", source, "make")(wrapped)
+
+
+TRUSTED = {
+    "original": _ORIGINAL,
+    "torch": nn.Linear.forward,
+    "attention of the host": _own("modules.sd_hijack_optimizations"),
+    "attention without optimization": _own("modules.hypernetworks.hypernetwork"),
+    "UNet that asks first": _own("modules.sd_unet"),
+    "Lora's layer": _own("networks"),
+    "CondFunc of the host": condfunc(_ORIGINAL, _own("modules.sd_hijack_unet")),
+    "CondFunc around a CondFunc": condfunc(
+        condfunc(_ORIGINAL, _own("modules.sd_hijack_unet")), _own("modules.sd_hijack_unet")
+    ),
+    "HyperTile": _wrapper_of_hypertile(_ORIGINAL),
+    "HyperTile around a bound method": _wrapper_of_hypertile(
+        ldm_attention.CrossAttention(8, heads=1, dim_head=8).forward
+    ),
+}
+FOREIGN = {
+    "foreign": _own("scripts.some_extension"),
+    "foreign of no module": eval("lambda self, x: x", {}),
+    "builtin": len,
+    "training's checkpoints": _own("modules.sd_hijack_checkpoint"),
+    "module of a like name": _own("ldmx.modules"),
+    "CondFunc with a foreign function": condfunc(_ORIGINAL, _own("scripts.some_extension")),
+    "CondFunc around a foreign function": condfunc(
+        _own("scripts.some_extension"), _own("modules.sd_hijack_unet")
+    ),
+    "lambda that is no CondFunc": _own("modules.sd_hijack_utils"),
+    "HyperTile around a foreign function": _wrapper_of_hypertile(_own("scripts.some_extension")),
+    "HyperTile without what it wraps": _own("hypertile"),
+}
+
+
+@pytest.mark.parametrize("name", TRUSTED)
+def test_what_the_host_replaced_itself_is_trusted(host: Any, name: str) -> None:
+    assert host.trusts(TRUSTED[name])
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_others_replaced_is_not_trusted(host: Any, name: str) -> None:
+    assert not host.trusts(FOREIGN[name])
+
+
+# Networks
+
+
+def _networks_module(*loaded: Any) -> Any:
+    module: Any = ModuleType("networks")
+    module.loaded_networks, module.applied = list(loaded), []
+    module.network_apply_weights = module.applied.append
+    sys.modules["networks"] = module
+    return module
+
+
+def _network(name: str, te: float, unet: float, dyn: int | None) -> SimpleNamespace:
+    return SimpleNamespace(name=name, te_multiplier=te, unet_multiplier=unet, dyn_dim=dyn)
+
+
+def test_wanted_networks_are_the_tuple_that_the_host_leaves_as_mark(host: Any) -> None:
+    networks = _networks_module(_network("a", 0.5, 1.0, None), _network("b", 1.0, -0.25, 8))
+    marks = tuple((x.name, x.te_multiplier, x.unet_multiplier, x.dyn_dim) for x in networks.loaded_networks)
+    assert host.wanted_networks() == marks == (("a", 0.5, 1.0, None), ("b", 1.0, -0.25, 8))
+    assert host.network_mark == "network_current_names"
+
+
+def test_no_networks_are_wanted_without_the_lora_extension(host: Any) -> None:
+    assert host.wanted_networks() == ()
+    host.apply_networks(nn.Linear(1, 1))
+
+
+def test_networks_are_merged_by_the_host(host: Any) -> None:
+    networks, layer = _networks_module(), nn.Linear(1, 1)
+    assert host.wanted_networks() == ()
+    host.apply_networks(layer)
+    assert networks.applied == [layer]
+
+
+# Models
+
+
+def test_models_are_the_unet_and_the_cached_control_models(fakes: SimpleNamespace, host: Any) -> None:
+    assert list(host.models()) == []
+    unet, control = nn.Linear(1, 1), nn.Linear(1, 1)
+    fakes.sd_models.model_data.sd_model = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet))
+    script = type("Script", (), {"__module__": "controlnet.py"})
+    script.model_cache = {"canny": SimpleNamespace(model=control), "broken": SimpleNamespace(model=None)}
+    fakes.scripts.scripts_data.append(SimpleNamespace(script_class=script))
+    assert list(host.models()) == [("UNet", unet), ("ControlNet canny", control)]
+
+
+# The extension
+
+
+def test_the_extension_registers_what_the_webui_calls(fakes: SimpleNamespace, extension: Any) -> None:
+    assert set(fakes.script_callbacks.registered) == {
+        "on_model_loaded",
+        "on_script_unloaded",
+        "on_ui_settings",
+        "on_app_started",
+    }
+
+
+def test_a_loaded_model_is_bound_and_accelerated(fakes: SimpleNamespace, extension: Any) -> None:
+    unet = tiny_unet()
+    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet))
+    fakes.sd_models.model_data.sd_model = model
+    fakes.script_callbacks.registered["on_model_loaded"](model)
+    run(unet, inputs())
+    report = extension._engine.report()
+    assert (report.enabled, report.generation.host, report.generation.direct > 0) == (True, 0, True)
+    assert [each.name for each in report.models] == ["UNet"]
+
+
+def test_a_model_without_a_unet_is_no_error(fakes: SimpleNamespace, extension: Any) -> None:
+    fakes.script_callbacks.registered["on_model_loaded"](SimpleNamespace())
+
+
+def test_unloading_and_registering_again_is_attached(fakes: SimpleNamespace, extension: Any) -> None:
+    for _ in range(2):
+        fakes.script_callbacks.registered["on_script_unloaded"]()
+        extension.register()
+    control, given = tiny_controlnet(), inputs()
+    import torch
+
+    with torch.no_grad():
+        control(given.x, torch.randn(2, 3, 64, 64), given.timesteps, given.context)
+    assert extension._engine.generation.direct > 0
+
+
+def test_the_accordion_off_switches_one_generation_off(extension: Any) -> None:
+    script, p = extension.AccelScript(), Processing()
+    script.before_process(p)
+    script.process(p, False)
+    assert extension._host.options().enabled is False
+    script.before_process(Processing())
+    assert extension._host.options().enabled is True
+
+
+def test_the_accordion_on_leaves_the_settings(fakes: SimpleNamespace, extension: Any) -> None:
+    script, p = extension.AccelScript(), Processing()
+    fakes.shared.opts.data["accel_enabled"] = False
+    script.process(p, True)
+    assert extension._host.options().enabled is False
+
+
+def test_a_generation_off_ends_with_it(extension: Any) -> None:
+    script, p = extension.AccelScript(), Processing()
+    script.process(p, False)
+    script.postprocess(p, None)
+    assert extension._host.options().enabled is True
+
+
+def test_the_script_is_always_there_with_one_argument(fakes: SimpleNamespace, extension: Any) -> None:
+    script = extension.AccelScript()
+    assert script.title() == "Accel"
+    assert script.show(False) is fakes.scripts.AlwaysVisible
+    (switch,) = script.ui(True)
+    assert switch.kwargs["elem_id"] == "accel_img2img_enabled"
+
+
+def test_the_accordion_shows_the_status_and_refreshes_it(fakes: SimpleNamespace, extension: Any) -> None:
+    extension.AccelScript().ui(False)
+    (line,) = (each for each in fakes.gradio.made if type(each).__name__ == "HTML")
+    (button,) = (each for each in fakes.gradio.made if type(each).__name__ == "Button")
+    assert "waiting for a model" in line.args[0]
+    fakes.shared.opts.data["accel_enabled"] = False
+    assert ">off<" in button.clicked["fn"]()
+
+
+def test_settings_are_registered_with_their_defaults(fakes: SimpleNamespace, extension: Any) -> None:
+    fakes.script_callbacks.registered["on_ui_settings"]()
+    labels = fakes.shared.opts.data_labels
+    assert labels["accel_enabled"].default is True
+    assert labels["accel_enabled"].section == ("accel", "Accel")
+    assert labels["accel_enabled"].comment
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_the_flag_and_the_environment_switch_off_by_default(
+    monkeypatch: pytest.MonkeyPatch, fakes: SimpleNamespace, extension: Any, how: str
+) -> None:
+    if how == "flag":
+        fakes.shared.cmd_opts.accel_off = True
+    else:
+        monkeypatch.setenv("ACCEL_OFF", "1")
+    fakes.script_callbacks.registered["on_ui_settings"]()
+    assert extension._host.options().enabled is False
+
+
+@pytest.mark.parametrize(
+    ("api", "nowebui", "allowed"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_the_routes_that_change_settings_need_the_api(
+    fakes: SimpleNamespace, extension: Any, api: bool, nowebui: bool, allowed: bool
+) -> None:
+    fakes.shared.cmd_opts.api, fakes.shared.cmd_opts.nowebui = api, nowebui
+    client = _client(fakes)
+    assert client.get("/accel/v1/status").status_code == 200
+    assert client.post("/accel/v1/disable").status_code == (200 if allowed else 404)
+    assert fakes.shared.opts.data.get("accel_enabled", True) is not allowed
+
+
+def test_frozen_settings_are_not_changed(fakes: SimpleNamespace, extension: Any) -> None:
+    fakes.shared.cmd_opts.freeze_settings = True
+    answer = _client(fakes).post("/accel/v1/disable")
+    assert answer.status_code == 403
+    assert "--freeze-settings" in answer.json()["detail"]
+    assert fakes.shared.opts.data == {}
+
+
+def test_the_routes_ask_for_the_api_password(fakes: SimpleNamespace, extension: Any) -> None:
+    fakes.shared.cmd_opts.api_auth = "ann:secret,bob:pass:word"
+    client = _client(fakes)
+    assert client.get("/accel/v1/status").status_code == 401
+    assert client.get("/accel/v1/status", auth=("bob", "pass:word")).status_code == 200
+
+
+def _client(fakes: SimpleNamespace) -> Any:
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    app = FastAPI()
+    fakes.script_callbacks.registered["on_app_started"](None, app)
+    return TestClient(app)
