@@ -17,6 +17,7 @@ from lib_accel.blocks.rules import Rules, rules_for
 from lib_accel.choice import Step, choose
 from lib_accel.device import SUPPORTED_DEVICES, autocast_dtype, autocast_off, autocast_on
 from lib_accel.errors import LayoutError
+from lib_accel.host import Host
 from lib_accel.layouts import compvis
 from lib_accel.layouts.compvis import Family
 from lib_accel.layouts.reading import Trust
@@ -71,10 +72,10 @@ class NetworkState:
         self._layers = [module for module in modules if isinstance(module, _WEIGHTED)]
         self._dicts = [layer.__dict__ for layer in self._layers]
         self._mark = mark
-        self._wanted: Hashable = None
+        self._wanted: tuple[Hashable, ...] | None = None
         self._marks: list[Any] = []
 
-    def ensure(self, host: Any, generation: Generation) -> None:
+    def ensure(self, host: Host, generation: Generation) -> None:
         """Has the host merge what it wants into each layer, if that or a layer's mark changed."""
         if self._mark is None:
             return
@@ -111,6 +112,7 @@ class BoundContainer:
         except LayoutError as error:
             self.failure = str(error)
         self._size = len(container._modules)
+        self._tallies: dict[str | None, Tally] = {}
 
     def holds(self) -> bool:
         """Whether the container is still what was bound."""
@@ -126,11 +128,13 @@ class BoundContainer:
 
     def count(self, tally: Tally, attention_reason: str | None) -> None:
         """Adds the container's blocks to a tally; `attention_reason` holds attention back unless None."""
-        if self.failure is not None:
-            self.count_as_host(tally, [self.failure])
-            return
-        for step in self._steps:
-            tally.add(step.reasons(attention_reason))
+        if attention_reason not in self._tallies:
+            own = self._tallies[attention_reason] = Tally()
+            if self.failure is not None:
+                self.count_as_host(own, [self.failure])
+            for step in self._steps:
+                own.add(step.reasons(attention_reason))
+        tally.add_all(self._tallies[attention_reason])
 
     def count_as_host(self, tally: Tally, reasons: Sequence[str]) -> None:
         """Adds the container's blocks to a tally, all at host speed for these reasons."""

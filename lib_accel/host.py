@@ -28,7 +28,7 @@ class Host(Protocol):
     def trusts(self, method: Callable[..., Any]) -> bool:
         """Whether a replaced method of the host's own computes what the class's original does."""
 
-    def wanted_networks(self) -> Hashable:
+    def wanted_networks(self) -> tuple[Hashable, ...]:
         """Which networks (LoRA and its kin) the weights should carry now, with their scales; () for none."""
 
     def apply_networks(self, layer: nn.Module) -> None:

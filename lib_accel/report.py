@@ -23,6 +23,13 @@ class Tally:
         else:
             self.direct += 1
 
+    def add_all(self, other: Tally) -> None:
+        """Counts what another tally has counted."""
+        self.direct += other.direct
+        self.host += other.host
+        if other.reasons:
+            self.reasons.update(other.reasons)
+
 
 @dataclass
 class Generation(Tally):

@@ -85,7 +85,7 @@ class WebuiHost:
             return True
         return home is not None and home.split(".")[0] in ("ldm", "sgm", "torch")
 
-    def wanted_networks(self) -> Hashable:
+    def wanted_networks(self) -> tuple[Hashable, ...]:
         """What the Lora extension's network_apply_weights would compare a layer's mark with."""
         networks = sys.modules.get("networks")
         if networks is None:
