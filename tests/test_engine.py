@@ -283,7 +283,7 @@ def test_a_failure_of_the_unets_own_layers_is_in_the_report(
     assert "kernel is broken" in str(engine.report())
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError("full")])
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("full"), MemoryError("full")])
 def test_running_out_of_memory_is_not_remembered(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, error: Exception
 ) -> None:

@@ -1,0 +1,151 @@
+"""Build checkpoints and ControlNets with random weights from the webui's own code and configs.
+
+Default initialisation gives no useful image: layers that training starts at zero hide everything behind
+them, and plain LayerNorms in CLIP make the webui divide zero by zero. ``enliven`` fixes both. Nor can img2img
+be repeated, which ``settle_encoder`` fixes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+REPOSITORIES = ("stable-diffusion-stability-ai", "generative-models")
+CONTROLNET_SOURCE = "extensions/sd-webui-controlnet/scripts/cldm.py"
+
+
+def use_webui(webui: Path) -> None:
+    """Make the model code that the webui uses importable."""
+    sys.modules["xformers"] = None  # never used here, and its import is slow
+    sys.path[:0] = [str(webui / "repositories" / name) for name in REPOSITORIES]
+
+
+def enliven(module: nn.Module, seed: int, gain: float = 0.6) -> None:
+    """Give every zero-initialised layer random weights and every norm a random affine part.
+
+    With weight 1 and bias 0 the mean of CLIP's final LayerNorm is 0, the webui's emphasis divides by that
+    mean, and generation ends in NansException.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    with torch.no_grad():
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear) and not layer.weight.any():
+                scale = 1.2 if name.endswith("out.2") else gain  # out.2 of the UNet sets the contrast
+                layer.weight.copy_(randn(layer.weight) * scale / math.sqrt(layer.weight[0].numel()))
+                if layer.bias is not None:
+                    layer.bias.copy_(randn(layer.bias) * 0.05)
+        for layer in module.modules():
+            if isinstance(layer, nn.GroupNorm | nn.LayerNorm) and layer.weight is not None:
+                layer.weight.copy_(1 + 0.1 * randn(layer.weight))
+                layer.bias.copy_(0.05 + 0.1 * randn(layer.bias))
+
+
+def settle_encoder(vae: nn.Module) -> None:
+    """Give the latents of an image almost no variance, as in a trained VAE.
+
+    The webui draws them from their distribution before it sets the seed: img2img could not be repeated.
+    """
+    variance = vae.quant_conv.out_channels // 2  # the first half of the channels is the mean
+    with torch.no_grad():
+        vae.quant_conv.weight[variance:] = 0
+        vae.quant_conv.bias[variance:] = -30  # log of the variance; lower ones are cut off
+
+
+def build_checkpoint(config: DictConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Half precision state dict of a random model of this config."""
+    from ldm.util import instantiate_from_config
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    def random_text_model(version: str) -> CLIPTextModel:
+        return CLIPTextModel(CLIPTextConfig.from_pretrained(version))
+
+    torch.manual_seed(seed)
+    with mock.patch.object(CLIPTextModel, "from_pretrained", random_text_model):
+        model = instantiate_from_config(config.model)
+    enliven(model.model.diffusion_model, seed)
+    enliven(model.first_stage_model, seed + 1)
+    settle_encoder(model.first_stage_model)
+    enliven(model.conditioner if hasattr(model, "conditioner") else model.cond_stage_model, seed + 2)
+    return halved(model)
+
+
+def build_hypernetwork(sizes: Sequence[int], seed: int) -> dict[str | int, Any]:
+    """State of a random hypernetwork for contexts of these widths, as the webui saves it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def layers(size: int) -> dict[str, torch.Tensor]:
+        hidden = size // 8
+        return {
+            "linear.0.weight": torch.randn(hidden, size, generator=generator) / math.sqrt(size),
+            "linear.0.bias": torch.zeros(hidden),
+            "linear.1.weight": 0.4 * torch.randn(size, hidden, generator=generator) / math.sqrt(hidden),
+            "linear.1.bias": torch.zeros(size),
+        }
+
+    about = {"name": "tiny_hypernetwork", "step": 1, "layer_structure": [1, 0.125, 1]}
+    rest = {"activation_func": "linear", "activate_output": False, "is_layer_norm": False}
+    return about | rest | {size: (layers(size), layers(size)) for size in sizes}
+
+
+def build_controlnet(webui: Path, width: int, context_dim: int, seed: int) -> dict[str, torch.Tensor]:
+    """Half precision state dict of a random SD1 ControlNet of this width."""
+    torch.manual_seed(seed)
+    model = load_controlnet_class(webui)(
+        in_channels=4,
+        model_channels=width,
+        hint_channels=3,
+        num_res_blocks=2,
+        attention_resolutions=[1, 2, 4],
+        channel_mult=[1, 2, 4, 4],
+        transformer_depth=[1, 1, 1, 0],
+        transformer_depth_middle=1,
+        use_linear_in_transformer=False,
+        context_dim=context_dim,
+        num_heads=8,
+        use_fp16=False,
+    )
+    enliven(model, seed, gain=0.8)
+    amplify_hint(model.input_hint_block, seed + 7)
+    return {f"control_model.{key}": value for key, value in halved(model).items()}
+
+
+def amplify_hint(block: nn.Module, seed: int) -> None:
+    """Scale the hint convolutions up: by default, eight of them shrink the hint image to nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in block.modules():
+            if isinstance(layer, nn.Conv2d):
+                noise = torch.randn(layer.weight.shape, generator=generator)
+                layer.weight.copy_(noise * math.sqrt(2.5 / layer.weight[0].numel()))
+
+
+def load_controlnet_class(webui: Path) -> type[nn.Module]:
+    """Load the class of the installed sd-webui-controlnet, with stand-ins for its imports from a webui."""
+    union = "scripts.controlnet_core.controlnet_union"
+    host_modules = ("modules", "scripts", "scripts.controlnet_core", union)
+    spec = importlib.util.spec_from_file_location("controlnet_source", webui / CONTROLNET_SOURCE)
+    source = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in host_modules}):
+        spec.loader.exec_module(source)
+    return source.ControlNet
+
+
+def halved(model: nn.Module) -> dict[str, torch.Tensor]:
+    """State dict with floating point values in half precision."""
+    return {
+        key: (value.half() if value.is_floating_point() else value).contiguous().clone()
+        for key, value in model.state_dict().items()
+    }

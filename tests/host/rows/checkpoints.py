@@ -1,0 +1,141 @@
+"""Changes of the checkpoint: in place, to a new object, back to a kept one, in the middle of a picture."""
+
+from __future__ import annotations
+
+from ..outcome import host
+from ..picture import AGAIN, BASE, loras, picture, unit
+from ..row import Row, row
+from ..steps import Code, Options, Post
+from .networks import bits
+from .server_code import IS_FREED, WATCH
+from .shapes import HIRES
+
+FP8 = host("fp8")
+LORA = {"prompt": loras("tiny_lora_b")}
+
+
+def use(checkpoint: str) -> Options:
+    """Change the checkpoint."""
+    return Options({"sd_model_checkpoint": checkpoint})
+
+
+def rows() -> tuple[Row, ...]:
+    """All rows of this file; the first must come before a ControlNet has seen the model."""
+    return (
+        row(
+            "a dropped model is freed",
+            BASE,
+            Code("watch", WATCH),
+            use("tiny2.safetensors"),
+            picture("tiny2", moves="base"),
+            Code("is it freed", IS_FREED),
+            use("tiny.safetensors"),
+            AGAIN,
+        ),
+        row(
+            "a dropped model is freed, with LoRA",
+            BASE,
+            picture("LoRA", moves="base", **LORA),
+            Code("watch", WATCH),
+            use("tiny2.safetensors"),
+            picture("tiny2", moves="base"),
+            Code("is it freed", IS_FREED),
+        ),
+        row(
+            "in place and back",
+            BASE,
+            bits("weights of tiny.safetensors"),
+            use("tiny.ckpt"),
+            picture("tiny.ckpt", moves="base"),
+            bits("weights of tiny.ckpt"),
+            picture("tiny.ckpt with LoRA", moves="tiny.ckpt", **LORA),
+            bits("weights with LoRA"),
+            use("tiny.safetensors"),
+            picture("with LoRA", moves="tiny.ckpt with LoRA", **LORA),
+            bits("weights of tiny.safetensors with LoRA"),
+            AGAIN,
+            bits("weights of tiny.safetensors again"),
+        ),
+        row(
+            "new object and back",
+            BASE,
+            picture("ControlNet", units=(unit(),), moves="base"),
+            use("tiny2.safetensors"),
+            picture("tiny2", moves="base"),
+            picture("tiny2 with ControlNet", units=(unit(),), moves="tiny2"),
+            picture("tiny2 with LoRA", moves="tiny2", **LORA),
+            use("tiny.safetensors"),
+            AGAIN,
+            picture("ControlNet again", units=(unit(),), same="ControlNet"),
+        ),
+        row(
+            "back to a kept object",
+            Options({"sd_checkpoints_limit": 2}),
+            BASE,
+            picture("LoRA", moves="base", **LORA),
+            use("tiny2.safetensors"),
+            picture("tiny2", moves="base"),
+            picture("tiny2 with LoRA", moves="tiny2", **LORA),
+            bits("weights of tiny2"),
+            use("tiny.safetensors"),
+            picture("LoRA again", same="LoRA", **LORA),
+            AGAIN,
+            bits("weights of tiny"),
+            use("tiny2.safetensors"),
+            picture("tiny2 again", same="tiny2"),
+        ),
+        row(
+            "unloaded and loaded again",
+            BASE,
+            picture("LoRA", moves="base", **LORA),
+            Post("/sdapi/v1/unload-checkpoint"),
+            Post("/sdapi/v1/reload-checkpoint"),
+            AGAIN,
+            picture("LoRA again", same="LoRA", **LORA),
+        ),
+        row(
+            "fp8 storage and back",
+            BASE,
+            Options({"fp8_storage": "Enable"}),
+            picture("fp8", speed=FP8, moves="base"),
+            picture("fp8, LoRA", speed=FP8, moves="fp8", **LORA),
+            Options({"fp8_storage": "Disable"}),
+            AGAIN,
+            picture("LoRA", moves="base", **LORA),
+        ),
+        row(
+            "refiner",
+            BASE,
+            picture("refined", moves="base", refiner_checkpoint="tiny2", refiner_switch_at=0.5),
+            picture(
+                "refined, LoRA", moves="refined", refiner_checkpoint="tiny2", refiner_switch_at=0.5, **LORA
+            ),
+            use("tiny.safetensors"),
+            AGAIN,
+        ),
+        row(
+            "hires with another checkpoint",
+            picture("hires", **HIRES),
+            picture("other", moves="hires", hr_checkpoint_name="tiny2.safetensors", **HIRES),
+            picture("hires again", same="hires", **HIRES),
+        ),
+        row(
+            "another family and back",
+            BASE,
+            use("tiny_xl.safetensors"),
+            picture("xl"),
+            picture("xl with LoRA", prompt=loras("tiny_xl_lora_a"), moves="xl"),
+            use("tiny_v2.safetensors"),
+            picture("v2"),
+            use("tiny.safetensors"),
+            AGAIN,
+            picture("LoRA", moves="base", **LORA),
+        ),
+        row(
+            "a family's other members",
+            picture("tiny override", override_settings={"sd_model_checkpoint": "tiny2.safetensors"}),
+            picture(
+                "back", override_settings={"sd_model_checkpoint": "tiny.safetensors"}, moves="tiny override"
+            ),
+        ),
+    )

@@ -1,0 +1,152 @@
+"""Python code that rows run inside the servers, through the host-probe extension."""
+
+UNET = """
+from modules import sd_models
+model = sd_models.model_data.sd_model
+unet = model.model.diffusion_model
+"""
+
+# One line: a hash of the bits of every parameter and buffer of the UNet.
+WEIGHTS = (
+    UNET
+    + """
+import hashlib
+digest = hashlib.sha256()
+for key, value in unet.state_dict().items():
+    digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+    digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+print(digest.hexdigest())
+"""
+)
+KEEP_WEIGHTS = WEIGHTS + "store['weights'] = digest.hexdigest()\n"
+COMPARE_WEIGHTS = WEIGHTS.replace("print(", "print(store['weights'] == ")
+
+# What the tree of modules looks like, without the notes that the builtin Lora extension keeps in it.
+TREE = (
+    UNET
+    + """
+import hashlib
+lines = []
+for name, module in unet.named_modules():
+    keys = sorted(key for key in vars(module) if not key.startswith("network_"))
+    hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
+    lines.append(f"{name} {type(module).__module__}.{type(module).__qualname__} {keys} {hooks}")
+print(len(lines), hashlib.sha256("\\n".join(lines).encode()).hexdigest())
+"""
+)
+
+# What must not stay changed in torch.
+TORCH_GLOBALS = """
+import torch
+print(torch.get_num_threads(), torch.is_grad_enabled(), torch.backends.cudnn.benchmark,
+      torch.backends.cuda.matmul.allow_tf32, torch.get_default_dtype(), torch.is_inference_mode_enabled(),
+      torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision())
+"""
+
+# As IP-Adapter does: cross-attention modules get another forward on the instance.
+ATTENTION_IN = (
+    UNET
+    + """
+def tinted(inner):
+    def forward(x, context=None, *args, **kwargs):
+        return inner(x, context, *args, **kwargs) + 0.3 * x.flip(1)
+    return forward
+store['undo'] = []
+for block in (unet.input_blocks[4], unet.middle_block, unet.output_blocks[5]):
+    attention = block[1].transformer_blocks[0].attn2
+    store['undo'].append((attention, attention.forward))
+    attention.forward = tinted(attention.forward)
+print(len(store['undo']))
+"""
+)
+# As ControlLLLite does: single layers get another forward on the instance.
+LEAVES_IN = (
+    UNET
+    + """
+def shifted(inner):
+    def forward(x):
+        return inner(x + 0.5 * x.flip(1))
+    return forward
+store['undo'] = []
+for block in (unet.input_blocks[4], unet.middle_block):
+    attention = block[1].transformer_blocks[0].attn1
+    for leaf in (attention.to_q, attention.to_k):
+        store['undo'].append((leaf, leaf.forward))
+        leaf.forward = shifted(leaf.forward)
+print(len(store['undo']))
+"""
+)
+FORWARDS_OUT = """
+for module, forward in store.pop('undo'):
+    del module.forward
+"""
+# Some extensions leave the bound method of the class on the instance when they go.
+FORWARDS_BACK = """
+for module, forward in store.pop('undo'):
+    module.forward = forward
+store['left'] = True
+"""
+HOOK_IN = (
+    UNET
+    + """
+def double(module, args, output):
+    return output * 6
+store['hook'] = unet.middle_block[0].in_layers[2].register_forward_hook(double)
+"""
+)
+HOOK_OUT = "store.pop('hook').remove()"
+
+# Another's failure in the middle of sampling, after the UNet has run: once, at the second step.
+THEIR_FAILURE_CODE = """
+from modules import sd_samplers_cfg_denoiser as module
+cls, combine, calls = module.CFGDenoiser, module.CFGDenoiser.combine_denoised, []
+def failing(self, *args, **kwargs):
+    calls.append(1)
+    if len(calls) < 2:
+        return combine(self, *args, **kwargs)
+    cls.combine_denoised = combine
+    raise RuntimeError("a failure made by a test")
+cls.combine_denoised = failing
+"""
+# Another's failure inside the UNet, from the second step until it is taken out.
+THEIR_UNET_FAILURE_CODE = (
+    UNET
+    + """
+leaf, calls = unet.output_blocks[4][0].out_layers[3], []
+def failing(x):
+    calls.append(1)
+    if len(calls) < 2:
+        return type(leaf).forward(leaf, x)
+    raise RuntimeError("a failure made by a test")
+leaf.forward = failing
+store['undo'] = [(leaf, failing)]
+"""
+)
+# Ours: a block function raises once, in the second call of the UNet.
+OUR_FAILURE_CODE = """
+from lib_accel.blocks import transformer
+original, calls = transformer.feed_forward, []
+def failing(*args):
+    calls.append(1)
+    if len(calls) < 20:
+        return original(*args)
+    transformer.feed_forward = original
+    raise RuntimeError("a failure made by a test")
+transformer.feed_forward = failing
+"""
+FORGET_FAILURES = "from lib_accel import extension; extension._engine.attach()"
+
+WATCH = (
+    UNET
+    + """
+import weakref
+store['watch'] = weakref.ref(unet)
+store['leaf'] = weakref.ref(unet.middle_block[0].in_layers[2])
+del unet, model
+"""
+)
+IS_FREED = """
+import gc
+gc.collect()
+print(store['watch']() is None, store['leaf']() is None)
+"""
