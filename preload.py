@@ -1,7 +1,7 @@
 """Command line flags; the webui calls `preload` before anything else is loaded.
 
-Each flag is only an alias of a setting or of an environment variable, so that removing the extension while
-a flag is still passed is the one thing that needs care: prefer the setting.
+A webui refuses to start with a flag that nobody defines, so take the flag away before this extension is
+removed, or use ACCEL_OFF=1 instead.
 """
 
 import argparse
@@ -12,5 +12,5 @@ def preload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accel-off",
         action="store_true",
-        help="start with acceleration off, as the setting Accel > Accelerate does (or ACCEL_OFF=1)",
+        help="no acceleration until the next start, whatever the settings say (or ACCEL_OFF=1)",
     )

@@ -1,14 +1,17 @@
-/* Keeps the accordion's status line in step: asks for it again when a generation has put new pictures on the page. */
+/* Keeps the accordion's status line in step: asks for it again when a generation has put its pictures on the page. */
 
 (function () {
     const latest = {};
 
+    // Live previews are pictures of the same gallery, and change at every step.
     function firstPicture(tab) {
-        return gradioApp().querySelector(`#${tab}_gallery img`)?.src;
+        const pictures = Array.from(gradioApp().querySelectorAll(`#${tab}_gallery img`));
+        return pictures.find((picture) => !picture.closest(".livePreview"))?.src;
     }
 
     onAfterUiUpdate(function () {
         for (const tab of ["txt2img", "img2img"]) {
+            if (gradioApp().querySelector(`#${tab}_gallery_container .livePreview`)) continue;
             const picture = firstPicture(tab);
             if (picture && picture !== latest[tab]) {
                 latest[tab] = picture;

@@ -162,6 +162,7 @@ class BoundUNet:
         self.networks = NetworkState(modules, mark)
         self._casts_input = names.unet_casts_input
         self.failure: str | None = None
+        self._label: LiveWeights | None = None
         try:
             self._read(unet, names, trust)
         except (LayoutError, AttributeError) as error:
@@ -173,7 +174,6 @@ class BoundUNet:
         time = compvis.read_embedding(unet.time_embed, names, trust)
         out = compvis.read_out(unet.out, names, trust)
         self._time, self._out, self._out_spec = LiveWeights(time.slots), LiveWeights(out.slots), out.spec
-        self._label: LiveWeights | None = None
         if unet.num_classes is not None:
             self._label = LiveWeights(compvis.read_embedding(unet.label_emb, names, trust).slots)
 
@@ -185,21 +185,24 @@ class BoundUNet:
         """Whether the UNet's own code would accept this vector, or the lack of one."""
         return (y is None) == (self._label is None) and (y is None or len(y) == len(x))
 
-    def run(
-        self, unet: Any, x: Tensor, timesteps: Tensor, context: Any, y: Tensor | None, call: ModelCall
-    ) -> Tensor:
-        """The UNet's output; its blocks are called as modules, so whatever hangs on them still happens."""
+    def embed(self, unet: Any, timesteps: Tensor, y: Tensor | None, call: ModelCall) -> Tensor:
+        """The embedding that all blocks of one call share, of timesteps and, for SDXL, the vector `y`."""
         home: Any = sys.modules[type(unet).__module__]
         steps = home.timestep_embedding(timesteps, unet.model_channels, repeat_only=False)
         with call.as_ours():
             emb = sample.embed(steps, sample.EmbeddingWeights(*self._time.read()), call.rules)
             if self._label is not None and y is not None:
                 emb = emb + sample.embed(y, sample.EmbeddingWeights(*self._label.read()), call.rules)
+        return emb
+
+    def run(self, unet: Any, x: Tensor, emb: Tensor, context: Any, call: ModelCall) -> Tensor:
+        """The UNet's output; its blocks are called as modules, so whatever hangs on them still happens."""
+        home: Any = sys.modules[type(unet).__module__]
         h = x.to(unet.dtype) if self._casts_input else x
         try:
             h = _walk(unet, h, emb, context, home.th.cat)
         except Exception as error:
-            raise HostFailure(error) from error
+            raise HostFailure(error) from None
         with call.as_ours():
             weights = sample.OutWeights(*self._out.read())
             return sample.out_convolution(h.to(x.dtype), weights, self._out_spec, call.rules)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -22,15 +21,11 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
     return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
 
 
-@contextlib.contextmanager
-def autocast_off(device_type: str) -> Iterator[None]:
-    """Autocast off inside the block, as it was afterwards."""
-    with torch.autocast(device_type, enabled=False):
-        yield
+def autocast_off(device_type: str) -> AbstractContextManager[None]:
+    """Autocast off inside the `with` block, as it was afterwards."""
+    return torch.autocast(device_type, enabled=False)
 
 
-@contextlib.contextmanager
-def autocast_on(device_type: str, dtype: torch.dtype) -> Iterator[None]:
-    """Autocast to `dtype` inside the block, as it was afterwards."""
-    with torch.autocast(device_type, dtype=dtype):
-        yield
+def autocast_on(device_type: str, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Autocast to `dtype` inside the `with` block, as it was afterwards."""
+    return torch.autocast(device_type, dtype=dtype)

@@ -6,9 +6,10 @@ import functools
 import logging
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -50,7 +51,8 @@ class Engine:
         self._is_attached = False
         self._watch = ClassWatch()
         self._thread = _Thread()
-        self._logged: set[str] = set()
+        self._lock = threading.RLock()  # around what is bound and watched: reports come from other threads
+        self._logged: set[tuple[str, str]] = set()
         self.generation = Generation()
 
     def attach(self) -> None:
@@ -80,13 +82,14 @@ class Engine:
 
         Forgets what was bound before: a patch on a block may hold the whole model, and we hold the block.
         """
-        self._forget()
-        for container, names in self._containers_of(model):
-            self._bound_container(container, names)
+        with self._lock:
+            self._forget()
+            for container, names in self._containers_of(model):
+                self._bound_container(container, names)
 
     def _forget(self) -> None:
-        self._containers.clear()
-        self._unets.clear()
+        self._containers = WeakKeyDictionary()
+        self._unets = WeakKeyDictionary()
 
     def begin_generation(self) -> None:
         """Starts the counters of the report anew."""
@@ -94,36 +97,40 @@ class Engine:
 
     def report(self) -> Report:
         """What runs how, and why. May be asked from any thread."""
-        self._watch.look()
-        attention_reason = "; ".join(self._host.attention_reasons()) or None
-        models = []
-        for name, model in self._host.models():
-            tally = Tally()
-            for container, names in self._containers_of(model):
-                if (failure := self._broken.get(container)) is not None:
-                    tally.add([failure])
-                else:
-                    self._bound_container(container, names).count(tally, attention_reason)
-            family = self._families.get(type(model))
-            if family is not None:
-                tally.add(self._reasons_of_unet(model, family))
-            models.append(ModelReport(name, tally))
         enabled = self._is_attached and self._host.options().enabled
-        return Report(__version__, enabled, self._stand_aside_reasons(), models, self.generation)
+        with self._lock:
+            self._watch.look()
+            models = [ModelReport(name, self._tally_of(model)) for name, model in self._host.models()]
+        return Report(__version__, enabled, self._stand_aside_reasons(), models, self.generation.copy())
+
+    def _tally_of(self, model: nn.Module) -> Tally:
+        tally = Tally()
+        attention_reason = "; ".join(self._host.attention_reasons()) or None
+        for container, names in self._containers_of(model):
+            bound = self._bound_container(container, names)
+            if (failure := self._broken.get(container)) is not None:
+                bound.count_as_host(tally, [failure])
+            else:
+                bound.count(tally, attention_reason)
+        family = self._families.get(type(model))
+        if family is not None:
+            failure = self._broken.get(model, self._bound_unet(model, family).failure)
+            tally.add([] if failure is None else [failure])
+        return tally
 
     # Dispatch
 
     def _for_containers(self, original: Method) -> Method:
         @functools.wraps(original)
         def forward(container: Any, x: Any, emb: Any, context: Any = None, *args: Any, **kwargs: Any) -> Any:
-            failure: Exception | None = None
+            failure = None
             if self._is_attached and not args and not kwargs and isinstance(x, Tensor):
                 try:
                     result = self._run_container(container, x, emb, context)
                     if result is not None:
                         return result
-                except Exception as error:
-                    failure = error
+                except Exception as error:  # an image must come out; _note_failure sees that nothing hides
+                    failure = _Failure.of(error)
             result = original(container, x, emb, context, *args, **kwargs)
             if failure is not None:  # the host's own code could do it, so the fault is ours
                 self._note_failure(container, failure)
@@ -136,19 +143,21 @@ class Engine:
         def forward(
             unet: Any, x: Any, timesteps: Any = None, context: Any = None, *args: Any, **kwargs: Any
         ) -> Any:
-            failure: Exception | None = None
-            host_failure: Exception | None = None
+            failure = host_error = None
             if self._is_attached and isinstance(x, Tensor) and _only_vector(args, kwargs):
                 try:
                     result = self._run_unet(unet, x, timesteps, context, *args, **kwargs)
                     if result is not None:
                         return result
                 except HostFailure as error:
-                    host_failure = error.cause
-                except Exception as error:
-                    failure = error
-            if host_failure is not None:  # raised out here, where nothing is chained to it
-                raise host_failure
+                    host_error = error.cause
+                except Exception as error:  # as above
+                    failure = _Failure.of(error)
+            if host_error is not None:  # raised out here, where nothing is chained to it
+                try:
+                    raise host_error
+                finally:
+                    del host_error  # it holds this frame
             result = original(unet, x, timesteps, context, *args, **kwargs)
             if failure is not None:
                 self._note_failure(unet, failure)
@@ -158,16 +167,18 @@ class Engine:
 
     def _run_container(self, container: nn.Module, x: Tensor, emb: Any, context: Any) -> Tensor | None:
         """The container's output, or None if it is the host's to compute."""
-        call = self._call_of(x, emb)
+        if (call := self._thread.call_with(emb)) is None:
+            call = self._begin_call(x, emb)
         names = self._families.get(type(container))
         if names is None or _SWITCHED_OFF in call.stand_aside:
             return None
+        if call.stand_aside:
+            for _ in container._modules:
+                self.generation.add(call.stand_aside)
+            return None
         bound = self._bound_container(container, names)
-        reasons = [*call.stand_aside]
         if (failure := self._broken.get(container, bound.failure)) is not None:
-            reasons.append(failure)
-        if reasons:
-            bound.count_as_host(self.generation, reasons)
+            bound.count_as_host(self.generation, [failure])
             return None
         bound.networks.ensure(self._host, self.generation)
         result = bound.run(x, emb, context, call)
@@ -182,37 +193,57 @@ class Engine:
         call = self._new_call(x)
         if names is None or _SWITCHED_OFF in call.stand_aside:
             return None
-        reasons = [*call.stand_aside, *self._reasons_of_unet(unet, names)]
-        if reasons:
-            self.generation.add(reasons)
+        if call.stand_aside:
+            self.generation.add(call.stand_aside)
             return None
-        bound = self._unets[unet]
+        bound = self._bound_unet(unet, names)
+        if (failure := self._broken.get(unet, bound.failure)) is not None:
+            self.generation.add([failure])
+            return None
         if not bound.takes(x, y):
             return None
         bound.networks.ensure(self._host, self.generation)
-        result = bound.run(unet, x, timesteps, context, y, call)
+        emb = bound.embed(unet, timesteps, y, call)
+        self._remember(emb, call)
+        result = bound.run(unet, x, emb, context, call)
         self.generation.add([])
         return result
 
-    def _call_of(self, x: Tensor, emb: Any) -> ModelCall:
+    def _begin_call(self, x: Tensor, emb: Any) -> ModelCall:
         """The state shared by all blocks of one call of a model: those that are handed the same embedding."""
-        if (call := self._thread.call_with(emb)) is None:
-            call = self._new_call(x)
-            self._thread.remember(emb, call)
-            self.generation.model_calls += 1
+        call = self._new_call(x)
+        self._remember(emb, call)
         return call
+
+    def _remember(self, emb: Any, call: ModelCall) -> None:
+        self._thread.remember(emb, call)
+        self.generation.model_calls += 1
 
     def _new_call(self, x: Tensor) -> ModelCall:
         if not self._host.options().enabled:
             return new_call(x, [_SWITCHED_OFF], [])
-        self._watch.look()
-        return new_call(x, self._stand_aside_reasons(), self._host.attention_reasons())
+        call = new_call(x, self._stand_aside_reasons(), self._host.attention_reasons())
+        if not call.stand_aside:
+            with self._lock:
+                self._watch.look()
+        return call
 
     def _bound_container(self, container: nn.Module, names: Family) -> BoundContainer:
         bound = self._containers.get(container)
         if bound is None or not bound.holds():
-            bound = BoundContainer(container, names, self._host.trusts, self._host.network_mark, self._watch)
-            self._containers[container] = bound
+            with self._lock:
+                trusts, mark = self._host.trusts, self._host.network_mark
+                bound = self._containers[container] = BoundContainer(
+                    container, names, trusts, mark, self._watch
+                )
+        return bound
+
+    def _bound_unet(self, unet: nn.Module, names: Family) -> BoundUNet:
+        bound = self._unets.get(unet)
+        if bound is None or not bound.holds():
+            with self._lock:
+                trusts, mark = self._host.trusts, self._host.network_mark
+                bound = self._unets[unet] = BoundUNet(unet, names, trusts, mark, self._watch)
         return bound
 
     def _containers_of(self, model: nn.Module) -> Iterator[tuple[nn.Module, Family]]:
@@ -221,15 +252,6 @@ class Engine:
             if names is not None and class_name(type(module)) == names.container:
                 yield module, names
 
-    def _reasons_of_unet(self, unet: nn.Module, names: Family) -> list[str]:
-        """Why a UNet's own layers stay with the host; binds them if need be."""
-        bound = self._unets.get(unet)
-        if bound is None or not bound.holds():
-            bound = BoundUNet(unet, names, self._host.trusts, self._host.network_mark, self._watch)
-            self._unets[unet] = bound
-        failure = self._broken.get(unet, bound.failure)
-        return [] if failure is None else [failure]
-
     def _stand_aside_reasons(self) -> list[str]:
         reasons = list(self._host.stand_aside_reasons())
         for owner, patch in self._patches.items():
@@ -237,19 +259,32 @@ class Engine:
                 reasons.append(f"{class_name(owner)}.forward had been replaced before us")
         return reasons
 
-    def _note_failure(self, module: nn.Module, error: Exception) -> None:
-        message = f"failed: {type(error).__name__}: {error}"
+    def _note_failure(self, module: nn.Module, failure: _Failure) -> None:
+        message = f"failed: {failure.kind}: {failure.message}"
         if (bound := self._containers.get(module)) is not None:
             bound.count_as_host(self.generation, [message])
         else:
             self.generation.add([message])
-        if not isinstance(error, _PASSING_FAILURES):
+        if not failure.is_passing:
             self._broken[module] = message
-        if message not in self._logged:
-            self._logged.add(message)
-            _log.error(
-                "%s %s; it runs as the host's own module now", type(module).__name__, message, exc_info=error
-            )
+        key = type(module).__name__, failure.kind
+        if key not in self._logged:
+            self._logged.add(key)
+            _log.error("%s %s; the host's own module ran instead\n%s", key[0], message, failure.traceback)
+
+
+class _Failure(NamedTuple):
+    """An exception as text: its traceback would keep our tensors in memory while the host needs it."""
+
+    kind: str
+    message: str
+    is_passing: bool
+    traceback: str
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        return cls(type(error).__name__, str(error), isinstance(error, _PASSING_FAILURES), text)
 
 
 class _Thread(threading.local):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
 from typing import Any
 
 from modules import script_callbacks, scripts, shared
@@ -13,12 +12,14 @@ from modules.ui_components import InputAccordion
 from lib_accel.api.routes import parse_credentials, router
 from lib_accel.engine import Engine
 from lib_accel.hosts.webui import SETTING, WebuiHost
-from lib_accel.options import Options
 from lib_accel.ui.accordion import accordion
 from lib_accel.ui.settings import settings
 
 _log = logging.getLogger(__name__)
-_host = WebuiHost()
+_OFF_REASON = "the webui was started with --accel-off or ACCEL_OFF=1"
+
+# Without our preload, as after an installation without a restart, the flag does not exist.
+_host = WebuiHost(is_off=getattr(shared.cmd_opts, "accel_off", False) or os.environ.get("ACCEL_OFF") == "1")
 _engine = Engine(_host)  # one a process: "Reload UI" runs scripts again, but keeps this module
 
 
@@ -48,22 +49,25 @@ class AccelScript(scripts.Script):  # type: ignore[misc]
         return accordion(InputAccordion, enabled=True, tab=tab, status=_summary)
 
     def before_process(self, p: Any, *args: Any) -> None:
-        """Starts the counters; what an earlier generation asked for is gone, however that ended."""
-        _host.request = None
-        _engine.begin_generation()
+        """Starts the counters, unless this generation runs inside another one."""
+        if _host.begin_generation(p):
+            _engine.begin_generation()
 
     def process(self, p: Any, enabled: bool = True, *args: Any) -> None:
         """Takes what this generation asks for, now that the host has applied its override_settings."""
-        if not enabled:
-            _host.request = weakref.ref(p), Options(enabled=False)
+        _host.want(p, bool(enabled))
 
     def postprocess(self, p: Any, *args: Any) -> None:
-        """Back to the settings."""
-        _host.request = None
+        """Back to the settings, or to the generation around this one."""
+        _host.end_generation(p)
 
 
 def _summary() -> str:
-    return _engine.report().summary
+    try:
+        return _engine.report().summary
+    except Exception:  # while a model is being loaded on another thread; the accordion must come out
+        _log.exception("no status")
+        return "no status: see the log"
 
 
 def _on_model_loaded(model: Any) -> None:
@@ -77,10 +81,9 @@ def _on_model_loaded(model: Any) -> None:
 
 def _on_ui_settings() -> None:
     for setting in settings():
-        default = setting.default
-        if setting.option == "enabled" and (shared.cmd_opts.accel_off or os.environ.get("ACCEL_OFF") == "1"):
-            default = False
-        info = shared.OptionInfo(default, setting.label, setting.component, section=("accel", "Accel"))
+        info = shared.OptionInfo(
+            setting.default, setting.label, setting.component, section=("accel", "Accel")
+        )
         shared.opts.add_option(SETTING.format(setting.option), info.info(setting.help))
 
 
@@ -96,6 +99,12 @@ def _on_app_started(demo: Any, app: Any) -> None:
 
 
 def _switch(on: bool) -> None:
-    if shared.cmd_opts.freeze_settings:
-        raise PermissionError("the webui runs with --freeze-settings")
-    shared.opts.set(SETTING.format("enabled"), on)
+    key = SETTING.format("enabled")
+    if on and _host.is_off:
+        raise PermissionError(_OFF_REASON)
+    try:
+        shared.opts.set(key, on)
+    except AssertionError as error:  # how the webui refuses a frozen setting (modules/options.py)
+        raise PermissionError(f"the webui's settings are frozen: {error}") from None
+    if bool(getattr(shared.opts, key)) is not on:
+        raise PermissionError(f"the webui did not take {key} = {on}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -15,7 +16,7 @@ class Tally:
     host: int = 0
     reasons: Counter[str] = field(default_factory=Counter)  # why blocks run as the host's modules
 
-    def add(self, reasons: list[str]) -> None:
+    def add(self, reasons: Sequence[str]) -> None:
         """Counts one block, at host speed for these reasons or direct if there are none."""
         if reasons:
             self.host += 1
@@ -38,6 +39,10 @@ class Generation(Tally):
     model_calls: int = 0  # calls of UNets and control models
     fuse_s: float = 0.0  # seconds in which weights were made to carry the wanted networks
     networks: int = 0  # how many networks the weights carried last
+
+    def copy(self) -> Generation:
+        """The counters as they are now, while another thread goes on counting."""
+        return replace(self, reasons=Counter(dict(self.reasons)))
 
 
 @dataclass
@@ -67,11 +72,13 @@ class Report:
             return "standing aside: " + "; ".join(self.stand_aside)
         if not self.models:
             return "waiting for a model"
+        done = self.generation
+        if done.host and not done.direct:
+            return "standing aside in the last picture: " + done.reasons.most_common(1)[0][0]
         parts = [
             f"{model.name}: {model.blocks.direct} of {model.blocks.direct + model.blocks.host} blocks fast"
             for model in self.models
         ]
-        done = self.generation
         if done.networks:
             merged = f"{done.networks} LoRA{'s' if done.networks > 1 else ''} merged"
             parts.append(f"{merged} in {1000 * done.fuse_s:.0f} ms" if done.fuse_s >= 0.001 else merged)

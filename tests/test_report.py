@@ -84,11 +84,17 @@ def test_summary_says_the_state_in_one_line(shown: Report, summary: str) -> None
 
 
 def test_summary_names_the_most_common_reason_of_all_models_and_the_picture() -> None:
-    generation = Generation()
+    generation = Generation(direct=1)
     for _ in range(4):
         generation.add(["a preview"])
     models = [ModelReport(name, tally(host=3, reason="dropout")) for name in ("UNet", "ControlNet")]
     assert report(models, generation).summary.endswith("mostly because: dropout")
+
+
+def test_summary_of_a_picture_at_host_speed_says_only_that() -> None:
+    generation = Generation()
+    generation.add(["the device is mps"])
+    assert report([UNET], generation).summary == "standing aside in the last picture: the device is mps"
 
 
 def test_report_can_be_sent_as_json_and_comes_back_equal() -> None:

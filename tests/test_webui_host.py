@@ -81,14 +81,39 @@ class Processing:
     """The webui's object for one generation."""
 
 
-def test_what_a_request_asks_for_ends_with_its_processing_object(host: Any) -> None:
-    import weakref
+def _begun(host: Any, p: Processing, *, enabled: bool) -> bool:
+    is_outermost: bool = host.begin_generation(p)
+    host.want(p, enabled)
+    return is_outermost
 
+
+def test_what_a_generation_asks_for_ends_with_its_processing_object(host: Any) -> None:
     p = Processing()
-    host.request = weakref.ref(p), type(host.options())(enabled=False)
+    assert _begun(host, p, enabled=False)
     assert host.options().enabled is False
     del p
     gc.collect()
+    assert host.options().enabled is True
+
+
+def test_a_generation_inside_another_leaves_the_outer_one_as_it_was(host: Any) -> None:
+    outer, inner = Processing(), Processing()
+    _begun(host, outer, enabled=False)
+    assert not _begun(host, inner, enabled=True)
+    assert host.options().enabled is True
+    host.end_generation(inner)
+    assert host.options().enabled is False
+
+
+def test_a_generation_that_never_ended_is_forgotten_by_the_next_job(
+    fakes: SimpleNamespace, host: Any
+) -> None:
+    failed, following = Processing(), Processing()
+    _begun(host, failed, enabled=False)
+    fakes.shared.state.time_start = 2.0
+    assert _begun(host, following, enabled=True)
+    assert host.options().enabled is True
+    host.end_generation(following)
     assert host.options().enabled is True
 
 
@@ -365,15 +390,26 @@ def test_settings_are_registered_with_their_defaults(fakes: SimpleNamespace, ext
 
 
 @pytest.mark.parametrize("how", ["flag", "environment"])
-def test_the_flag_and_the_environment_switch_off_by_default(
-    monkeypatch: pytest.MonkeyPatch, fakes: SimpleNamespace, extension: Any, how: str
+def test_started_off_it_stays_off_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, fakes: SimpleNamespace, how: str
 ) -> None:
     if how == "flag":
         fakes.shared.cmd_opts.accel_off = True
     else:
         monkeypatch.setenv("ACCEL_OFF", "1")
-    fakes.script_callbacks.registered["on_ui_settings"]()
-    assert extension._host.options().enabled is False
+    sys.modules.pop("lib_accel.extension", None)
+    extension = importlib.import_module("lib_accel.extension")
+    extension.register()
+    answer = _client(fakes).post("/accel/v1/enable")
+    assert (answer.status_code, extension._host.options().enabled) == (403, False)
+    fakes.script_callbacks.registered["on_script_unloaded"]()
+    assert "--accel-off" in answer.json()["detail"]
+
+
+def test_without_preload_there_is_no_flag(fakes: SimpleNamespace) -> None:
+    del fakes.shared.cmd_opts.accel_off
+    sys.modules.pop("lib_accel.extension", None)
+    assert importlib.import_module("lib_accel.extension")._host.options().enabled is True
 
 
 @pytest.mark.parametrize(
@@ -393,7 +429,7 @@ def test_frozen_settings_are_not_changed(fakes: SimpleNamespace, extension: Any)
     fakes.shared.cmd_opts.freeze_settings = True
     answer = _client(fakes).post("/accel/v1/disable")
     assert answer.status_code == 403
-    assert "--freeze-settings" in answer.json()["detail"]
+    assert "frozen" in answer.json()["detail"]
     assert fakes.shared.opts.data == {}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from modules import devices, scripts, sd_models, sd_unet, shared
 from torch import nn
@@ -27,20 +27,53 @@ _EQUIVALENT = {
 }
 
 
+class _Generation(NamedTuple):
+    """What one processing object asks for."""
+
+    p: weakref.ref[Any]
+    job: float | None  # when the host's job began (modules/shared_state.py)
+    is_wanted: bool = True
+
+    def is_alive(self) -> bool:
+        return self.p() is not None
+
+
 class WebuiHost:
     """host.Host for the webui."""
 
     network_mark: str | None = "network_current_names"  # extensions-builtin/Lora/networks.py
 
-    def __init__(self) -> None:
-        # What a generation asks for instead of the settings, for as long as its processing object lives.
-        self.request: tuple[weakref.ref[Any], Options] | None = None
+    def __init__(self, *, is_off: bool = False) -> None:
+        """`is_off`: whether the webui was started with acceleration off, whatever the settings say."""
+        self.is_off = is_off
+        self._generations: list[_Generation] = []  # from the outermost to the one that runs
 
     def options(self) -> Options:
-        """The settings, or what the running generation asks for."""
-        if self.request is not None and self.request[0]() is not None:
-            return self.request[1]
-        return Options(enabled=bool(_setting(SETTING.format("enabled"), Options().enabled)))
+        """The settings, unless the running generation or the command line says off."""
+        running = next((each for each in reversed(self._generations) if each.is_alive()), None)
+        wanted = not self.is_off and (running is None or running.is_wanted)
+        return Options(enabled=wanted and bool(_setting(SETTING.format("enabled"), Options().enabled)))
+
+    def begin_generation(self, p: Any) -> bool:
+        """Takes note of a processing object, and says whether it is of no other generation's making.
+
+        Extensions generate inside a generation (to repair faces, say), in the same job of the host. What an
+        earlier job left behind, however it ended, is forgotten.
+        """
+        job = getattr(shared.state, "time_start", None)
+        self._generations = [each for each in self._generations if each.job == job and each.is_alive()]
+        self._generations.append(_Generation(weakref.ref(p), job))
+        return len(self._generations) == 1
+
+    def want(self, p: Any, enabled: bool) -> None:
+        """Notes whether this generation wants acceleration."""
+        self._generations = [
+            each._replace(is_wanted=enabled) if each.p() is p else each for each in self._generations
+        ]
+
+    def end_generation(self, p: Any) -> None:
+        """Forgets a processing object; what is around it counts again."""
+        self._generations = [each for each in self._generations if each.p() is not p]
 
     def stand_aside_reasons(self) -> Sequence[str]:
         """Modes of the host in which blocks do more than their classes say."""
@@ -74,13 +107,10 @@ class WebuiHost:
         """Whether the host itself replaced a method by one that computes the same."""
         home = getattr(method, "__globals__", {}).get("__name__")
         if home == "modules.sd_hijack_utils":
-            return all(map(self.trusts, _parts_of_condfunc(method)))
+            parts = _parts_of_condfunc(method)
+            return bool(parts) and all(map(self.trusts, parts))
         if home == "hypertile":  # installed once and never removed; passes on while it is off
-            return (
-                self.trusts(getattr(method, "__wrapped__", method))
-                if hasattr(method, "__wrapped__")
-                else False
-            )
+            return hasattr(method, "__wrapped__") and self.trusts(method.__wrapped__)
         if home in _EQUIVALENT:
             return True
         return home is not None and home.split(".")[0] in ("ldm", "sgm", "torch")
@@ -127,7 +157,7 @@ def _parts_of_condfunc(method: Any) -> Sequence[Callable[..., Any]]:
         condition = cell.cell_contents
         if type(condition).__name__ == "CondFunc":
             return condition._CondFunc__orig_func, condition._CondFunc__sub_func
-    return (len,)  # not as we know it: something that nobody trusts
+    return ()  # not as we know it
 
 
 def _control_models() -> Sequence[tuple[str, nn.Module]]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from lib_accel.blocks.convolution import ConvSpec
 from lib_accel.blocks.res import ResSpec
 from lib_accel.blocks.sample import OutSpec
 from lib_accel.blocks.transformer import AttentionSpec, FeedForwardSpec
@@ -94,7 +95,7 @@ def read_frame(transformer: Any, names: Family, trust: Trust) -> Reading:
             slots += reading.linear_slots(projection, trust)
             continue
         conv_slots, conv = reading.conv_spec(projection, trust)
-        if projection.kernel_size != (1, 1) or conv._replace(circular=False) != conv.__class__():
+        if projection.kernel_size != (1, 1) or conv._replace(circular=False) != ConvSpec():
             raise LayoutError(f"projection is {projection}, expected a 1x1 convolution")
         slots += conv_slots
     return Reading(slots, norm_spec)

@@ -28,6 +28,7 @@ class FakeOptions:
         self.data_labels[name] = info
 
     def set(self, name: str, value: Any) -> bool:
+        assert not sys.modules["modules"].shared.cmd_opts.freeze_settings, "changing settings is disabled"
         self.data[name] = value
         return True
 
@@ -106,7 +107,7 @@ def install() -> SimpleNamespace:
         opts=FakeOptions(),
         OptionInfo=FakeOptionInfo,
         loaded_hypernetworks=[],
-        state=SimpleNamespace(job=""),
+        state=SimpleNamespace(job="", time_start=1.0),
         cmd_opts=SimpleNamespace(
             accel_off=False, api=True, nowebui=False, api_auth=None, freeze_settings=False
         ),
