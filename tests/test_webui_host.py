@@ -342,23 +342,25 @@ def test_unloading_and_registering_again_is_attached(fakes: SimpleNamespace, ext
 
 
 def test_the_accordion_off_switches_one_generation_off(extension: Any) -> None:
-    script, p = extension.AccelScript(), Processing()
+    script, p, inner = extension.AccelScript(), Processing(), Processing()
     script.before_process(p)
     script.process(p, False)
     assert extension._host.options().enabled is False
-    script.before_process(Processing())
+    script.before_process(inner)
     assert extension._host.options().enabled is True
 
 
 def test_the_accordion_on_leaves_the_settings(fakes: SimpleNamespace, extension: Any) -> None:
     script, p = extension.AccelScript(), Processing()
     fakes.shared.opts.data["accel_enabled"] = False
+    script.before_process(p)
     script.process(p, True)
     assert extension._host.options().enabled is False
 
 
 def test_a_generation_off_ends_with_it(extension: Any) -> None:
     script, p = extension.AccelScript(), Processing()
+    script.before_process(p)
     script.process(p, False)
     script.postprocess(p, None)
     assert extension._host.options().enabled is True

@@ -61,7 +61,7 @@ class Bench:
     def measure(self, case: Case) -> dict[str, Any]:
         """Figures of one case."""
         runs: dict[str, list[Run]] = {side: [] for side in self.sides}
-        latest = {side: self.request(case, side) for side in ("stock", "ours", "stock", "ours")}  # to warm up
+        latest = {side: self.request(case, side) for side in self.sides}  # to warm up
         for number in range(case.pairs):
             for side in ("stock", "ours") if number % 2 == 0 else ("ours", "stock"):
                 latest[side] = self.request(case, side)

@@ -17,7 +17,7 @@ class Case:
     attention: str  # a key of FLAGS
     networks: int = 0
     controlled: bool = False
-    steps: int = 11
+    steps: int = 9
     pairs: int = 16
 
     @property
@@ -40,7 +40,7 @@ TINY = [
     for networks, controlled in ((0, False), (1, False), (4, False), (0, True))
 ]
 FULL = [
-    Case("full", attention, networks, controlled, steps=4, pairs=5)
+    Case("full", attention, networks, controlled, steps=3, pairs=5)
     for attention, kinds in (
         ("sdp", ((0, False), (1, False), (4, False), (0, True))),
         ("default", ((0, False), (4, False))),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..outcome import host
+from ..outcome import host, part
 from ..picture import AGAIN, BASE, loras, picture, unit
 from ..row import Row, row
 from ..steps import Code, Options, Post
 from .networks import bits
-from .server_code import IS_FREED, WATCH
+from .server_code import ATTENTION_IN, CONTROLNETS_ALIVE, IS_FREED, WATCH
 from .shapes import HIRES
 
 FP8 = host("fp8")
@@ -28,7 +28,7 @@ def rows() -> tuple[Row, ...]:
             Code("watch", WATCH),
             use("tiny2.safetensors"),
             picture("tiny2", moves="base"),
-            Code("is it freed", IS_FREED),
+            Code("is it freed", IS_FREED, prints="True True"),
             use("tiny.safetensors"),
             AGAIN,
         ),
@@ -39,7 +39,26 @@ def rows() -> tuple[Row, ...]:
             Code("watch", WATCH),
             use("tiny2.safetensors"),
             picture("tiny2", moves="base"),
-            Code("is it freed", IS_FREED),
+            Code("is it freed", IS_FREED, prints="True True"),
+        ),
+        row(
+            "a dropped model is freed, with a foreign patch",
+            BASE,
+            Code("watch", WATCH),
+            Code("put in", ATTENTION_IN + "del store['undo']"),
+            picture("patched", moves="base", speed=part("forward")),
+            use("tiny2.safetensors"),
+            picture("tiny2", moves="base"),
+            Code("is it freed", IS_FREED, prints="True True"),
+        ),
+        row(
+            "an evicted ControlNet is freed",
+            Options({"control_net_model_cache_size": 1}),
+            BASE,
+            picture("a", units=(unit(),), moves="base"),
+            picture("b", units=(unit("tiny_cn_b"),), moves="a"),
+            BASE,
+            Code("how many are left", CONTROLNETS_ALIVE),
         ),
         row(
             "in place and back",

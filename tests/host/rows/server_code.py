@@ -145,6 +145,11 @@ store['leaf'] = weakref.ref(unet.middle_block[0].in_layers[2])
 del unet, model
 """
 )
+CONTROLNETS_ALIVE = """
+import gc
+gc.collect()
+print(sum(type(found).__name__ == "ControlNet" for found in gc.get_objects()))
+"""
 IS_FREED = """
 import gc
 gc.collect()
