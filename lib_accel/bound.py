@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lib_accel.audit import ClassWatch, Snapshot
 from lib_accel.blocks import sample
 from lib_accel.blocks.rules import Rules, rules_for
-from lib_accel.choice import Step, choose
+from lib_accel.choice import HostFailure, Step, choose
 from lib_accel.device import SUPPORTED_DEVICES, autocast_dtype, autocast_off, autocast_on
 from lib_accel.errors import LayoutError
 from lib_accel.host import Host
@@ -140,14 +140,6 @@ class BoundContainer:
         """Adds the container's blocks to a tally, all at host speed for these reasons."""
         for _ in range(self._size):
             tally.add(list(reasons))
-
-
-class HostFailure(Exception):
-    """An error that a block raised although it had already gone back to the host's own code."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
 
 
 class BoundUNet:

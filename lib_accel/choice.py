@@ -49,6 +49,14 @@ class Step(Protocol):
         """Why parts of the block run as the live module, if attention is held back or not; else empty."""
 
 
+class HostFailure(Exception):
+    """An error of the host's own code among ours: it comes out as it is, and nothing is run again."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 class _SlotList:
     """The slots of a container as they are found; a step keeps the range that is its own."""
 
@@ -69,7 +77,10 @@ class _Live:
 
     def run(self, x: Tensor, emb: Tensor, context: Any, call: Call, weights: Weights) -> Tensor:
         with call.as_host():
-            return self._call_module(self._module, x, emb, context)
+            try:
+                return self._call_module(self._module, x, emb, context)
+            except Exception as error:
+                raise HostFailure(error) from None
 
     def reasons(self, attention_reason: str | None) -> list[str]:
         return [self._reason]
@@ -115,7 +126,10 @@ class _LivePart:
 
     def run(self, x: Tensor, context: Tensor | None, call: Call, weights: Weights) -> Tensor:
         with call.as_host():
-            return self._call_module(x, context)
+            try:
+                return self._call_module(x, context)
+            except Exception as error:
+                raise HostFailure(error) from None
 
     def reason(self, attention_reason: str | None) -> str | None:
         return self._reason

@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from lib_accel import __version__
 from lib_accel.audit import ClassWatch
-from lib_accel.bound import BoundContainer, BoundUNet, HostFailure, ModelCall, new_call
+from lib_accel.bound import BoundContainer, BoundUNet, ModelCall, new_call
+from lib_accel.choice import HostFailure
 from lib_accel.host import Host
 from lib_accel.layouts import FAMILIES
 from lib_accel.layouts.compvis import Family
@@ -123,18 +124,13 @@ class Engine:
     def _for_containers(self, original: Method) -> Method:
         @functools.wraps(original)
         def forward(container: Any, x: Any, emb: Any, context: Any = None, *args: Any, **kwargs: Any) -> Any:
-            failure = None
-            if self._is_attached and not args and not kwargs and isinstance(x, Tensor):
-                try:
-                    result = self._run_container(container, x, emb, context)
-                    if result is not None:
-                        return result
-                except Exception as error:  # an image must come out; _note_failure sees that nothing hides
-                    failure = _Failure.of(error)
-            result = original(container, x, emb, context, *args, **kwargs)
-            if failure is not None:  # the host's own code could do it, so the fault is ours
-                self._note_failure(container, failure)
-            return result
+            if not self._is_attached or args or kwargs or not isinstance(x, Tensor):
+                return original(container, x, emb, context, *args, **kwargs)
+            return self._dispatch(
+                container,
+                lambda: self._run_container(container, x, emb, context),
+                lambda: original(container, x, emb, context),
+            )
 
         return forward
 
@@ -143,27 +139,38 @@ class Engine:
         def forward(
             unet: Any, x: Any, timesteps: Any = None, context: Any = None, *args: Any, **kwargs: Any
         ) -> Any:
-            failure = host_error = None
-            if self._is_attached and isinstance(x, Tensor) and _only_vector(args, kwargs):
-                try:
-                    result = self._run_unet(unet, x, timesteps, context, *args, **kwargs)
-                    if result is not None:
-                        return result
-                except HostFailure as error:
-                    host_error = error.cause
-                except Exception as error:  # as above
-                    failure = _Failure.of(error)
-            if host_error is not None:  # raised out here, where nothing is chained to it
-                try:
-                    raise host_error
-                finally:
-                    del host_error  # it holds this frame
-            result = original(unet, x, timesteps, context, *args, **kwargs)
-            if failure is not None:
-                self._note_failure(unet, failure)
-            return result
+            if not self._is_attached or not isinstance(x, Tensor) or not _only_vector(args, kwargs):
+                return original(unet, x, timesteps, context, *args, **kwargs)
+            return self._dispatch(
+                unet,
+                lambda: self._run_unet(unet, x, timesteps, context, *args, **kwargs),
+                lambda: original(unet, x, timesteps, context, *args, **kwargs),
+            )
 
         return forward
+
+    def _dispatch(
+        self, module: nn.Module, run_ours: Callable[[], Tensor | None], run_hosts: Callable[[], Any]
+    ) -> Any:
+        """What ours gives; what the host's gives, if that is None or fails. Errors of the host come out."""
+        failure = host_error = None
+        try:
+            result = run_ours()
+            if result is not None:
+                return result
+        except HostFailure as error:
+            host_error = error.cause
+        except Exception as error:  # an image must come out; _note_failure sees that nothing hides
+            failure = _Failure.of(error)
+        if host_error is not None:  # raised out here, where nothing is chained to it
+            try:
+                raise host_error
+            finally:
+                del host_error  # it holds this frame
+        hosts = run_hosts()
+        if failure is not None:  # the host's own code could do it, so the fault is ours
+            self._note_failure(module, failure)
+        return hosts
 
     def _run_container(self, container: nn.Module, x: Tensor, emb: Any, context: Any) -> Tensor | None:
         """The container's output, or None if it is the host's to compute."""

@@ -351,6 +351,22 @@ def test_an_error_of_the_hosts_own_part_keeps_its_cause(engine: Engine) -> None:
     assert raised.value.__cause__ is cause
 
 
+def test_an_error_that_a_foreign_part_raises_once_is_not_taken_for_ours(engine: Engine) -> None:
+    unet, errors = tiny_unet(), [RuntimeError("raised once")]
+
+    def failing(module: nn.Module, args: Any) -> None:
+        if errors:
+            raise errors.pop()
+
+    hook = unet.middle_block[1].transformer_blocks[0].attn1.to_q.register_forward_pre_hook(failing)
+    with pytest.raises(RuntimeError, match="raised once"):
+        run(unet, inputs())
+    hook.remove()
+    engine.begin_generation()
+    run(unet, inputs())
+    assert (engine.generation.host, engine.generation.direct) == (0, ALL)
+
+
 def test_an_error_of_the_host_leaves_everything_direct(engine: Engine) -> None:
     unet = tiny_unet()
     hook = unet.middle_block[1].register_forward_pre_hook(_raise(ValueError("unit ended")))

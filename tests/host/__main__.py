@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .compare import HEADING, Line
 from .kit.start import StartFailed
-from .pair import Pair, Place
+from .pair import Pair, Place, end_servers_when_terminated
 from .row import Group
 from .rows.groups import GROUPS
 
@@ -81,6 +81,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Run what the command line asks for; 1 if a line failed."""
     arguments = parse_arguments()
+    end_servers_when_terminated()
     groups = chosen(arguments.rows)
     if arguments.list:
         print(*(f"{group.name}/{row.name}" for group in groups for row in group.rows), sep="\n")

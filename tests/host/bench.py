@@ -26,7 +26,7 @@ from .kit.client import diff
 from .kit.start import StartFailed, start
 from .kit.stop import stop
 from .outcome import Blocks
-from .pair import HERE, Place
+from .pair import HERE, Place, end_servers_when_terminated
 from .row import Group
 from .session import Session
 
@@ -152,6 +152,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure what the command line asks for."""
     arguments = parse_arguments()
+    end_servers_when_terminated()
     cases = [case for case in CASES if re.search(arguments.cases, case.name, re.IGNORECASE)]
     if arguments.pairs:
         cases = [replace(case, pairs=arguments.pairs) for case in cases]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +71,11 @@ class Place:
             ui=group.ui,
             api=group.api,
         )
+
+
+def end_servers_when_terminated() -> None:
+    """Let SIGTERM end this process as an exception does, so that no server is left running."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 class Pair:
