@@ -1,8 +1,16 @@
 """What every test relies on: one torch thread, and model classes that use plain attention."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from lib_accel.engine import Engine
+    from tests.fakes.host import FakeHost
 
 
 def pytest_configure() -> None:
@@ -16,3 +24,23 @@ def _one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+# The fakes import `ldm`, so they are imported only once xformers is hidden.
+
+
+@pytest.fixture
+def host() -> FakeHost:
+    """A host that asks for nothing special."""
+    from tests.fakes.host import FakeHost
+
+    return FakeHost()
+
+
+@pytest.fixture
+def engine(host: FakeHost) -> Iterator[Engine]:
+    """An engine in that host, attached for the test."""
+    from tests.fakes.host import attached
+
+    with attached(host) as engine:
+        yield engine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -388,17 +388,6 @@ def parametrized(layer: Any) -> Undo:
     return lambda: torch.nn.utils.parametrize.remove_parametrizations(
         layer, "weight", leave_parametrized=False
     )
-
-
-@pytest.fixture
-def host() -> FakeHost:
-    return FakeHost()
-
-
-@pytest.fixture
-def engine(host: FakeHost) -> Iterator[Engine]:
-    with attached(host) as engine:
-        yield engine
 
 
 class Seen(NamedTuple):

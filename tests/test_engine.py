@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,17 +24,6 @@ from tests.fakes.models import difference, inputs, run, sgm_openaimodel, tiny_sg
 from tests.test_equality import LIMIT
 
 ALL = 19  # blocks of the tiny UNet, with its own layers before and after them
-
-
-@pytest.fixture
-def host() -> FakeHost:
-    return FakeHost()
-
-
-@pytest.fixture
-def engine(host: FakeHost) -> Iterator[Engine]:
-    with attached(host) as engine:
-        yield engine
 
 
 # Attach and detach

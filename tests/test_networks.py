@@ -33,12 +33,6 @@ def host(lora: FakeLora) -> FakeHost:
 
 
 @pytest.fixture
-def engine(host: FakeHost) -> Iterator[Engine]:
-    with attached(host) as engine:
-        yield engine
-
-
-@pytest.fixture
 def twins() -> tuple[nn.Module, nn.Module]:
     """Two equal UNets: one to run with the engine, one without."""
     return _named(tiny_unet()), _named(tiny_unet())
