@@ -17,8 +17,8 @@ from torch import nn
 
 METHODS = ("__call__", "forward", "_forward", "_conv_forward")  # what a call of a module goes through
 
-# What layouts read into specs. The host flips padding_mode for tiling pictures; nobody is known
-# to change the rest.
+# What layouts read into specs, and what decides whether they can read. The webui flips padding_mode for
+# tiling pictures; diffusers' users set attention processors.
 _ATTRIBUTES = (
     "padding_mode",
     "_reversed_padding_repeated_twice",
@@ -29,6 +29,17 @@ _ATTRIBUTES = (
     "num_groups",
     "eps",
     "heads",
+    # of diffusers' modules
+    "processor",
+    "scale",
+    "fused_projections",
+    "upcast_attention",
+    "upcast_softmax",
+    "residual_connection",
+    "rescale_output_factor",
+    "output_scale_factor",
+    "interpolate",
+    "_chunk_size",
 )
 
 
@@ -103,7 +114,7 @@ class Snapshot:
     )
 
     def __init__(self, modules: Sequence[nn.Module], parent: nn.Module, watch: ClassWatch) -> None:
-        """Watches `modules`, their classes by way of `watch`, and of `parent` only which children it has."""
+        """Watches `modules`, their classes by way of `watch`, and of `parent` its children and attributes."""
         watch.include(map(type, modules))
         self._watch, self._version = watch, watch.version
         self._modules = list(modules)
@@ -125,7 +136,10 @@ class Snapshot:
         self._no_methods: list[Any] = [None] * len(current)
         self._own_methods = [(i, _weakly(method)) for i, method in enumerate(current) if method is not None]
         attributes = [
-            (module.__dict__, name) for module in modules for name in _ATTRIBUTES if name in module.__dict__
+            (module.__dict__, name)
+            for module in (parent, *modules)
+            for name in _ATTRIBUTES
+            if name in module.__dict__
         ]
         self._attribute_dicts, self._attribute_names = _columns(attributes)
         self._attribute_values = self._current_attributes()

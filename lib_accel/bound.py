@@ -1,4 +1,4 @@
-"""What we know of one live container block or UNet: its steps, whether they still hold, and its networks."""
+"""What we know of one live unit or UNet: its steps, whether they still hold, and its networks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from lib_accel.errors import LayoutError
 from lib_accel.host import Host
 from lib_accel.layouts import compvis
 from lib_accel.layouts.compvis import Family
+from lib_accel.layouts.entries import Inputs, Unit
 from lib_accel.layouts.reading import Trust
 from lib_accel.layouts.slots import LiveWeights
 from lib_accel.report import Generation, Tally
 
-_WEIGHTED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+_WEIGHTED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
 
 
 class ModelCall(NamedTuple):
@@ -69,7 +70,9 @@ class NetworkState:
     __slots__ = ("_dicts", "_layers", "_mark", "_marks", "_wanted")
 
     def __init__(self, modules: Sequence[nn.Module], mark: str | None) -> None:
-        self._layers = [module for module in modules if isinstance(module, _WEIGHTED)]
+        # The host merges the last layer of an nn.MultiheadAttention with the attention; once more were twice.
+        merged = {id(m.out_proj) for m in modules if isinstance(m, nn.MultiheadAttention)}
+        self._layers = [m for m in modules if isinstance(m, _WEIGHTED) and id(m) not in merged]
         self._dicts = [layer.__dict__ for layer in self._layers]
         self._mark = mark
         self._wanted: tuple[Hashable, ...] | None = None
@@ -95,39 +98,42 @@ class NetworkState:
         return [attributes.get(mark) for attributes in self._dicts]
 
 
-class BoundContainer:
-    """A TimestepEmbedSequential and the steps that it runs."""
+class BoundUnit:
+    """A unit's live module and the steps that it runs."""
 
     def __init__(
-        self, container: nn.Module, names: Family, trust: Trust, mark: str | None, watch: ClassWatch
+        self, module: nn.Module, unit: Unit, trust: Trust, mark: str | None, watch: ClassWatch
     ) -> None:
-        descendants = list(container.modules())[1:]
-        self._snapshot = Snapshot(descendants, container, watch)
+        descendants = list(module.modules())[1:]
+        self._snapshot = Snapshot(descendants, module, watch)
         self.networks = NetworkState(descendants, mark)
         self.failure: str | None = None
         self._steps: list[Step] = []
+        self._size = 1
         try:
-            self._steps, slots = choose(container._modules.values(), names, trust)
+            candidates = unit.candidates(module, trust)
+            self._size = len(candidates)
+            self._steps, slots = choose(candidates)
             self._weights = LiveWeights(slots)
-        except LayoutError as error:
+        except (LayoutError, AttributeError) as error:
             self.failure = str(error)
-        self._size = len(container._modules)
         self._tallies: dict[str | None, Tally] = {}
 
     def holds(self) -> bool:
-        """Whether the container is still what was bound."""
+        """Whether the module is still what was bound."""
         return self._snapshot.matches()
 
-    def run(self, x: Tensor, emb: Tensor, context: Any, call: ModelCall) -> Tensor:
-        """The container's output, of new memory."""
+    def run(self, inputs: Inputs, call: ModelCall) -> Tensor:
+        """The unit's output, of new memory."""
         weights = self._weights.read()
+        x = inputs.x
         with call.as_ours():
             for step in self._steps:
-                x = step.run(x, emb, context, call, weights)
+                x = step.run(x, inputs.emb, inputs.context, call, weights)
         return x
 
     def count(self, tally: Tally, attention_reason: str | None) -> None:
-        """Adds the container's blocks to a tally; `attention_reason` holds attention back unless None."""
+        """Adds the unit's blocks to a tally; `attention_reason` holds attention back unless None."""
         if attention_reason not in self._tallies:
             own = self._tallies[attention_reason] = Tally()
             if self.failure is not None:
@@ -137,7 +143,7 @@ class BoundContainer:
         tally.add_all(self._tallies[attention_reason])
 
     def count_as_host(self, tally: Tally, reasons: Sequence[str]) -> None:
-        """Adds the container's blocks to a tally, all at host speed for these reasons."""
+        """Adds the unit's blocks to a tally, all at host speed for these reasons."""
         for _ in range(self._size):
             tally.add(list(reasons))
 
@@ -182,9 +188,9 @@ class BoundUNet:
         home: Any = sys.modules[type(unet).__module__]
         steps = home.timestep_embedding(timesteps, unet.model_channels, repeat_only=False)
         with call.as_ours():
-            emb = sample.embed(steps, sample.EmbeddingWeights(*self._time.read()), call.rules)
+            emb = sample.embed(steps, sample.EmbeddingWeights(*self._time.read()), None, call.rules)
             if self._label is not None and y is not None:
-                emb = emb + sample.embed(y, sample.EmbeddingWeights(*self._label.read()), call.rules)
+                emb = emb + sample.embed(y, sample.EmbeddingWeights(*self._label.read()), None, call.rules)
         return emb
 
     def run(self, unet: Any, x: Tensor, emb: Tensor, context: Any, call: ModelCall) -> Tensor:

@@ -1,31 +1,30 @@
-"""Which code each part of a container block runs: our function, or the live module with the reason why.
+"""Which code each block of a unit runs: our function, or the live module with the reason why.
 
-A container (`TimestepEmbedSequential`) holds the blocks of one level: residual block, transformer,
-resampling, convolution. `choose` turns it into steps. A transformer falls back part by part, so that a
+A unit is what a host calls in one go: a container of several blocks, or a single block. Layouts say what
+blocks it has (`Candidate`), `choose` turns them into steps. A transformer falls back part by part, so that a
 replaced cross-attention costs only itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from lib_accel.blocks import res, sample, transformer
+from lib_accel.blocks import encoder, image, res, sample, transformer
 from lib_accel.blocks.rules import Rules
 from lib_accel.errors import LayoutError
-from lib_accel.layouts import compvis
-from lib_accel.layouts.compvis import Family
-from lib_accel.layouts.reading import Reading, Trust, class_name, demand_clean, demand_type
+from lib_accel.layouts.reading import Candidate, Part, Reading
 from lib_accel.layouts.slots import Slot
 
-Weights = Sequence[Any]  # of a whole container, None for a missing bias
+Weights = Sequence[Any]  # of a whole unit, None for a missing bias
 
 
 class Call(Protocol):
-    """What the steps of one UNet call share."""
+    """What the steps of one call of a model share."""
 
     @property
     def rules(self) -> Rules:
@@ -40,10 +39,10 @@ class Call(Protocol):
 
 
 class Step(Protocol):
-    """One block of a container: what it runs, and why if that is the live module."""
+    """One block of a unit: what it runs, and why if that is the live module."""
 
-    def run(self, x: Tensor, emb: Tensor, context: Any, call: Call, weights: Weights) -> Tensor:
-        """The block's output; `weights` are those of the whole container."""
+    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
+        """The block's output; `weights` are those of the whole unit."""
 
     def reasons(self, attention_reason: str | None) -> list[str]:
         """Why parts of the block run as the live module, if attention is held back or not; else empty."""
@@ -58,7 +57,7 @@ class HostFailure(Exception):
 
 
 class _SlotList:
-    """The slots of a container as they are found; a step keeps the range that is its own."""
+    """The slots of a unit as they are found; a step keeps the range that is its own."""
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []
@@ -70,15 +69,15 @@ class _SlotList:
 
 
 class _Live:
-    """The live module, called as its container calls it."""
+    """The live module, called as its owner calls it."""
 
-    def __init__(self, module: nn.Module, reason: str, call_module: Callable[..., Tensor]) -> None:
-        self._module, self._reason, self._call_module = module, reason, call_module
+    def __init__(self, reason: str, call_live: Callable[[Tensor, Any, Any], Tensor]) -> None:
+        self._reason, self._call_live = reason, call_live
 
-    def run(self, x: Tensor, emb: Tensor, context: Any, call: Call, weights: Weights) -> Tensor:
+    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
         with call.as_host():
             try:
-                return self._call_module(self._module, x, emb, context)
+                return self._call_live(x, emb, context)
             except Exception as error:
                 raise HostFailure(error) from None
 
@@ -92,28 +91,56 @@ class _Direct:
     def __init__(self, function: Callable[..., Tensor], weights_type: Any, own: slice, spec: Any) -> None:
         self._function, self._weights_type, self._own, self._spec = function, weights_type, own, spec
 
-    def run(self, x: Tensor, emb: Tensor, context: Any, call: Call, weights: Weights) -> Tensor:
+    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
         return self._function(x, self._weights_type(*weights[self._own]), self._spec, call.rules)
 
     def reasons(self, attention_reason: str | None) -> list[str]:
         return []
 
 
-class _DirectRes(_Direct):
-    def run(self, x: Tensor, emb: Tensor, context: Any, call: Call, weights: Weights) -> Tensor:
+class _DirectWithEmb(_Direct):
+    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
         return self._function(x, emb, self._weights_type(*weights[self._own]), self._spec, call.rules)
 
 
+class _DirectWithContext(_Direct):
+    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
+        return self._function(x, context, self._weights_type(*weights[self._own]), self._spec, call.rules)
+
+
 class _DirectSiLU:
-    def run(self, x: Tensor, emb: Tensor, context: Any, call: Call, weights: Weights) -> Tensor:
+    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
         return sample.silu(x)
 
     def reasons(self, attention_reason: str | None) -> list[str]:
         return []
 
 
+Build = Callable[[slice, Any], Step]  # of the range of a block's weights, and of its spec
+
+# Functions are looked up when a block is bound.
+STEPS: Mapping[str, Build] = MappingProxyType(
+    {
+        "residual": lambda own, spec: _DirectWithEmb(res.res_block, res.ResWeights, own, spec),
+        "convolution": lambda own, spec: _Direct(sample.convolution, sample.ConvWeights, own, spec),
+        "upsample": lambda own, spec: _Direct(sample.upsample, sample.ConvWeights, own, spec),
+        "resize": lambda own, spec: _DirectWithContext(sample.resize, sample.ConvWeights, own, spec),
+        "silu": lambda own, spec: _DirectSiLU(),
+        "embedding": lambda own, spec: _Direct(sample.embed, sample.EmbeddingWeights, own, spec),
+        "out": lambda own, spec: _Direct(sample.out_convolution, sample.OutWeights, own, spec),
+        "image attention": lambda own, spec: _Direct(
+            image.image_attention, image.ImageAttentionWeights, own, spec
+        ),
+        "shrink": lambda own, spec: _Direct(image.shrink, sample.ConvWeights, own, spec),
+        "encoder layer": lambda own, spec: _DirectWithContext(
+            encoder.encoder_layer, encoder.EncoderWeights, own, spec
+        ),
+    }
+)
+
+
 class _Part(Protocol):
-    """A third of a transformer block, or a whole one at host speed; `context` is that of this depth."""
+    """A part of a transformer block, or a whole one at host speed; `context` is that of this depth."""
 
     def run(self, x: Tensor, context: Tensor | None, call: Call, weights: Weights) -> Tensor: ...
 
@@ -121,13 +148,13 @@ class _Part(Protocol):
 
 
 class _LivePart:
-    def __init__(self, reason: str, call_module: Callable[[Tensor, Tensor | None], Tensor]) -> None:
-        self._reason, self._call_module = reason, call_module
+    def __init__(self, reason: str, call_live: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+        self._reason, self._call_live = reason, call_live
 
     def run(self, x: Tensor, context: Tensor | None, call: Call, weights: Weights) -> Tensor:
         with call.as_host():
             try:
-                return self._call_module(x, context)
+                return self._call_live(x, context)
             except Exception as error:
                 raise HostFailure(error) from None
 
@@ -167,7 +194,7 @@ class _DirectTransformer:
     def __init__(self, own: slice, spec: Any, blocks: Sequence[Sequence[_Part]]) -> None:
         self._own, self._spec, self._blocks = own, spec, blocks
 
-    def run(self, x: Tensor, emb: Tensor, context: Any, call: Call, weights: Weights) -> Tensor:
+    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
         contexts = context if isinstance(context, list) else [context]
         own = transformer.FrameWeights(*weights[self._own])
         tokens = transformer.enter(x, own, self._spec, call.rules)
@@ -182,106 +209,40 @@ class _DirectTransformer:
         return list(dict.fromkeys(reason for reason in found if reason is not None))
 
 
-def _call_with_emb(module: nn.Module, x: Tensor, emb: Tensor, context: Any) -> Tensor:
-    return module(x, emb)  # type: ignore[no-any-return]
+def choose(candidates: Iterable[Candidate]) -> tuple[list[Step], list[Slot]]:
+    """The steps of a unit's blocks, and the slots of the weights that the steps read.
 
-
-def _call_with_context(module: nn.Module, x: Tensor, emb: Tensor, context: Any) -> Tensor:
-    return module(x, context)  # type: ignore[no-any-return]
-
-
-def _call_plain(module: nn.Module, x: Tensor, emb: Tensor, context: Any) -> Tensor:
-    return module(x)  # type: ignore[no-any-return]
-
-
-def choose(blocks: Iterable[nn.Module | None], names: Family, trust: Trust) -> tuple[list[Step], list[Slot]]:
-    """The steps of a container's blocks, and the slots of the weights that the steps read.
-
-    Raises LayoutError if a block is of an unknown class: how to call it, only its container knows.
+    Raises LayoutError if a block cannot be read that only the unit's owner knows how to call.
     """
     slots = _SlotList()
-    steps = [_choose_block(block, names, trust, slots) for block in blocks]
+    steps = [_choose_block(candidate, slots) for candidate in candidates]
     return steps, slots.slots
 
 
-def _choose_block(block: nn.Module | None, names: Family, trust: Trust, slots: _SlotList) -> Step:
-    if block is None:
-        raise LayoutError("an empty place among the blocks")
-    kind = class_name(type(block))
-    if kind == names.transformer:
-        return _or_live(block, _call_with_context, lambda: _transformer(block, names, trust, slots))
-    if kind == names.res_block:
-        return _or_live(block, _call_with_emb, lambda: _res_block(block, names, trust, slots))
-    simple = {
-        names.downsample: (compvis.read_downsample, sample.convolution),
-        names.upsample: (compvis.read_upsample, sample.upsample),
-        "torch.nn.modules.conv.Conv2d": (compvis.read_convolution, sample.convolution),
-        "torch.nn.modules.activation.SiLU": (compvis.read_silu, None),
-    }
-    if kind not in simple:
-        raise LayoutError(f"unknown block {kind}")
-    read, function = simple[kind]
-    return _or_live(block, _call_plain, lambda: _simple(read(block, names, trust), function, slots))
-
-
-def _or_live(block: nn.Module, call_module: Callable[..., Tensor], build: Callable[[], Step]) -> Step:
+def _choose_block(candidate: Candidate, slots: _SlotList) -> Step:
     try:
-        return build()
+        reading = candidate.read()
+        if candidate.parts is None:
+            return STEPS[candidate.kind](slots.add(reading), reading.spec)
+        depths = candidate.parts()
     except (LayoutError, AttributeError) as error:
         # An attribute that the class promises and the instance lacks: somebody rebuilt the block.
-        return _Live(block, str(error), call_module)
-
-
-def _simple(reading: Reading, function: Callable[..., Tensor] | None, slots: _SlotList) -> Step:
-    if function is None:
-        return _DirectSiLU()
-    return _Direct(function, sample.ConvWeights, slots.add(reading), reading.spec)
-
-
-def _res_block(block: nn.Module, names: Family, trust: Trust, slots: _SlotList) -> Step:
-    reading = compvis.read_res_block(block, names, trust)
-    return _DirectRes(res.res_block, res.ResWeights, slots.add(reading), reading.spec)
-
-
-def _transformer(block: Any, names: Family, trust: Trust, slots: _SlotList) -> Step:
-    reading = compvis.read_frame(block, names, trust)
-    depths = list(block.transformer_blocks)
-    if not depths:
-        raise LayoutError("SpatialTransformer without blocks")
+        if candidate.call_live is None:
+            raise LayoutError(str(error)) from None
+        return _Live(str(error), candidate.call_live)
     own = slots.add(reading)
-    return _DirectTransformer(own, reading.spec, [_parts(each, names, trust, slots) for each in depths])
+    return _DirectTransformer(
+        own, reading.spec, [[_choose_part(part, slots) for part in parts] for parts in depths]
+    )
 
 
-def _parts(block: Any, names: Family, trust: Trust, slots: _SlotList) -> list[_Part]:
+def _choose_part(part: Part, slots: _SlotList) -> _Part:
     try:
-        demand_clean(demand_type(block, names.transformer_block), trust)
-        crossing_first = bool(block.disable_self_attn)
+        reading = part.read()
     except (LayoutError, AttributeError) as error:
-        return [_LivePart(str(error), lambda x, context: block(x, context=context))]
-    return [
-        _attention(block, "norm1", "attn1", crossing_first, names, trust, slots),
-        _attention(block, "norm2", "attn2", True, names, trust, slots),
-        _feed_forward(block, names, trust, slots),
-    ]
-
-
-def _attention(
-    block: Any, norm: str, attention: str, with_context: bool, names: Family, trust: Trust, slots: _SlotList
-) -> _Part:
-    def call_live(x: Tensor, context: Tensor | None) -> Tensor:
-        mixed = getattr(block, attention)(getattr(block, norm)(x), context=context if with_context else None)
-        return mixed + x  # type: ignore[no-any-return]
-
-    try:
-        reading = compvis.read_attention(getattr(block, norm), getattr(block, attention), names, trust)
-    except (LayoutError, AttributeError) as error:
-        return _LivePart(f"{attention}: {error}", call_live)
-    return _DirectAttention(slots.add(reading), reading.spec, with_context, _LivePart("", call_live))
-
-
-def _feed_forward(block: Any, names: Family, trust: Trust, slots: _SlotList) -> _Part:
-    try:
-        reading = compvis.read_feed_forward(block.norm3, block.ff, names, trust)
-    except (LayoutError, AttributeError) as error:
-        return _LivePart(f"ff: {error}", lambda x, context: block.ff(block.norm3(x)) + x)
-    return _DirectFeedForward(slots.add(reading), reading.spec)
+        return _LivePart(f"{part.label}: {error}" if part.label else str(error), part.call_live)
+    own = slots.add(reading)
+    if part.kind == "feed-forward":
+        return _DirectFeedForward(own, reading.spec)
+    with_context = part.kind == "cross attention"
+    return _DirectAttention(own, reading.spec, with_context, _LivePart("", part.call_live))

@@ -9,6 +9,9 @@ import torch
 # Since torch 2.4 autocast is asked by device type; before, each device had functions of its own.
 _BY_DEVICE_TYPE = hasattr(torch, "get_autocast_dtype")
 
+# Has its place in torch.compiler since torch 2.3.
+_IS_COMPILING = getattr(torch.compiler, "is_compiling", None) or torch._dynamo.is_compiling
+
 SUPPORTED_DEVICES = ("cpu", "cuda")
 
 
@@ -29,3 +32,8 @@ def autocast_off(device_type: str) -> AbstractContextManager[None]:
 def autocast_on(device_type: str, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Autocast to `dtype` inside the `with` block, as it was afterwards."""
     return torch.autocast(device_type, dtype=dtype)
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile is tracing the caller."""
+    return bool(_IS_COMPILING())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import logging
 import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from lib_accel import __version__
 from lib_accel.audit import ClassWatch
-from lib_accel.bound import BoundContainer, BoundUNet, ModelCall, new_call
+from lib_accel.bound import BoundUNet, BoundUnit, ModelCall, new_call
 from lib_accel.choice import HostFailure
+from lib_accel.errors import LayoutError
 from lib_accel.host import Host
-from lib_accel.layouts import FAMILIES
+from lib_accel.layouts import ENTRIES
 from lib_accel.layouts.compvis import Family
+from lib_accel.layouts.entries import Entry, Inputs, Model, UNet, Unit
 from lib_accel.layouts.reading import class_name, is_original
-from lib_accel.patching import ClassPatch, Method
+from lib_accel.patching import Method, is_ours, junction
 from lib_accel.report import Generation, ModelReport, Report, Tally
 
 _log = logging.getLogger(__name__)
@@ -44,9 +46,9 @@ class Engine:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._patches: dict[type, ClassPatch] = {}
-        self._families: dict[type, Family] = {}  # of the classes that are patched
-        self._containers: WeakKeyDictionary[nn.Module, BoundContainer] = WeakKeyDictionary()
+        self._entries: dict[type, Entry] = {}  # of the classes that are patched
+        self._replaced: dict[type, str] = {}  # of those, what somebody had replaced before us, and the reason
+        self._units: WeakKeyDictionary[nn.Module, BoundUnit] = WeakKeyDictionary()
         self._unets: WeakKeyDictionary[nn.Module, BoundUNet] = WeakKeyDictionary()
         self._broken: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._is_attached = False
@@ -58,38 +60,43 @@ class Engine:
 
     def attach(self) -> None:
         """Patches the classes of every imported family, and forgets earlier failures; harmless to repeat."""
-        for names in FAMILIES:
-            for path, make in ((names.container, self._for_containers), (names.unet, self._for_unets)):
-                home, _, name = path.rpartition(".")
-                owner = getattr(sys.modules.get(home), name, None)
-                if owner is None:
-                    continue
-                if owner not in self._patches:
-                    self._patches[owner] = ClassPatch(owner, "forward", make)
-                    self._families[owner] = names
-                self._patches[owner].apply()
-        self._broken.clear()
         self._is_attached = True
+        for entry in ENTRIES:
+            home, _, name = entry.path.rpartition(".")
+            owner = getattr(sys.modules.get(home), name, None)
+            if owner is not None:
+                self._entries[owner] = entry
+                self._join(owner, entry)
+        self._broken.clear()
+
+    def _join(self, owner: type, entry: Entry) -> None:
+        place = junction(owner, "forward")
+        place.join(self)
+        self._replaced.pop(owner, None)
+        if not (
+            isinstance(entry, Model) or is_original(owner, place.original) or self._trusts(place.original)
+        ):
+            self._replaced[owner] = f"{class_name(owner)}.forward had been replaced before us"
 
     def detach(self) -> None:
         """Puts every class back as it was; what others captured of ours goes on as the original."""
         self._is_attached = False
-        for patch in self._patches.values():
-            patch.undo()
+        for owner in self._entries:
+            junction(owner, "forward").leave(self)
         self._forget()
 
     def bind(self, model: nn.Module) -> None:
-        """Binds a model's containers ahead of its first call, so that the report can speak of them.
+        """Binds a model's units ahead of its first call, so that the report can speak of them.
 
         Forgets what was bound before: a patch on a block may hold the whole model, and we hold the block.
         """
         with self._lock:
             self._forget()
-            for container, names in self._containers_of(model):
-                self._bound_container(container, names)
+            for module, unit in self._units_of(model):
+                self._bound_unit(module, unit)
 
     def _forget(self) -> None:
-        self._containers = WeakKeyDictionary()
+        self._units = WeakKeyDictionary()
         self._unets = WeakKeyDictionary()
 
     def begin_generation(self) -> None:
@@ -102,52 +109,87 @@ class Engine:
         with self._lock:
             self._watch.look()
             models = [ModelReport(name, self._tally_of(model)) for name, model in self._host.models()]
-        return Report(__version__, enabled, self._stand_aside_reasons(), models, self.generation.copy())
+        stand_aside = list(self._host.stand_aside_reasons())
+        return Report(__version__, enabled, stand_aside, models, self.generation.copy())
 
     def _tally_of(self, model: nn.Module) -> Tally:
         tally = Tally()
         attention_reason = "; ".join(self._host.attention_reasons()) or None
-        for container, names in self._containers_of(model):
-            bound = self._bound_container(container, names)
-            if (failure := self._broken.get(container)) is not None:
+        for module, unit in self._units_of(model):
+            bound = self._bound_unit(module, unit)
+            if (failure := self._replaced.get(type(module)) or self._broken.get(module)) is not None:
                 bound.count_as_host(tally, [failure])
             else:
                 bound.count(tally, attention_reason)
-        family = self._families.get(type(model))
-        if family is not None:
-            failure = self._broken.get(model, self._bound_unet(model, family).failure)
+        entry = self._entries.get(type(model))
+        if isinstance(entry, UNet):
+            failure = self._replaced.get(type(model)) or self._broken.get(
+                model, self._bound_unet(model, entry.names).failure
+            )
             tally.add([] if failure is None else [failure])
         return tally
 
     # Dispatch
 
-    def _for_containers(self, original: Method) -> Method:
-        @functools.wraps(original)
-        def forward(container: Any, x: Any, emb: Any, context: Any = None, *args: Any, **kwargs: Any) -> Any:
-            if not self._is_attached or args or kwargs or not isinstance(x, Tensor):
-                return original(container, x, emb, context, *args, **kwargs)
-            return self._dispatch(
-                container,
-                lambda: self._run_container(container, x, emb, context),
-                lambda: original(container, x, emb, context),
-            )
+    def owns(self, module: nn.Module) -> bool:
+        """Whether calls of this module come to `receive` (patching.Receiver)."""
+        return self._is_attached and self._host.owns(module)
 
-        return forward
+    def receive(
+        self, module: nn.Module, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """What a call of a patched class's `forward` gives: ours, or the original's."""
+        entry = self._entries.get(type(module))
+        if isinstance(entry, Unit):
+            return self._receive_unit(entry, module, original, args, kwargs)
+        if isinstance(entry, UNet):
+            return self._receive_unet(entry, module, original, args, kwargs)
+        if isinstance(entry, Model):
+            return self._receive_model(module, original, args, kwargs)
+        return original(module, *args, **kwargs)  # a subclass, which may do anything
 
-    def _for_unets(self, original: Method) -> Method:
-        @functools.wraps(original)
-        def forward(
-            unet: Any, x: Any, timesteps: Any = None, context: Any = None, *args: Any, **kwargs: Any
-        ) -> Any:
-            if not self._is_attached or not isinstance(x, Tensor) or not _only_vector(args, kwargs):
-                return original(unet, x, timesteps, context, *args, **kwargs)
-            return self._dispatch(
-                unet,
-                lambda: self._run_unet(unet, x, timesteps, context, *args, **kwargs),
-                lambda: original(unet, x, timesteps, context, *args, **kwargs),
-            )
+    def _receive_unit(
+        self, unit: Unit, module: nn.Module, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        if not unit.applies(module):
+            return original(module, *args, **kwargs)
+        try:
+            inputs: Inputs | str = unit.inputs(*args, **kwargs)
+        except LayoutError as error:
+            inputs = str(error)
+        except TypeError:  # not the arguments of this class: its own code shall say so
+            return original(module, *args, **kwargs)
+        result = self._dispatch(
+            module,
+            lambda: self._run_unit(unit, module, inputs),
+            lambda: _Hosts(original(module, *args, **kwargs)),
+        )
+        return result.result if isinstance(result, _Hosts) else unit.output(module, result, kwargs)
 
-        return forward
+    def _receive_unet(
+        self, entry: UNet, unet: nn.Module, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        try:
+            given = _UNetInputs(*args, **kwargs)
+        except TypeError:  # more than every UNet takes, or less
+            return original(unet, *args, **kwargs)
+        if not isinstance(given.x, Tensor):
+            return original(unet, *args, **kwargs)
+        return self._dispatch(
+            unet,
+            lambda: self._run_unet(entry.names, unet, given),
+            lambda: original(unet, *args, **kwargs),
+        )
+
+    def _receive_model(
+        self, model: nn.Module, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        x = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
+        if x is None:
+            return original(model, *args, **kwargs)
+        with self._thread.inside(self._new_call(x)):
+            self.generation.model_calls += 1
+            return original(model, *args, **kwargs)
 
     def _dispatch(
         self, module: nn.Module, run_ours: Callable[[], Tensor | None], run_hosts: Callable[[], Any]
@@ -172,54 +214,54 @@ class Engine:
             self._note_failure(module, failure)
         return hosts
 
-    def _run_container(self, container: nn.Module, x: Tensor, emb: Any, context: Any) -> Tensor | None:
-        """The container's output, or None if it is the host's to compute."""
-        if (call := self._thread.call_with(emb)) is None:
-            call = self._begin_call(x, emb)
-        names = self._families.get(type(container))
-        if names is None or _SWITCHED_OFF in call.stand_aside:
+    def _run_unit(self, unit: Unit, module: nn.Module, inputs: Inputs | str) -> Tensor | None:
+        """The unit's output, or None if it is the host's to compute; for `inputs` that is a reason, say."""
+        if isinstance(inputs, str) or not isinstance(inputs.x, Tensor):
+            if self._host.options().enabled:
+                self.generation.add([inputs if isinstance(inputs, str) else "called without a tensor"])
             return None
-        if call.stand_aside:
-            for _ in container._modules:
-                self.generation.add(call.stand_aside)
+        call = self._thread.call_with(inputs.emb) or self._begin_call(inputs.x, inputs.emb)
+        if _SWITCHED_OFF in call.stand_aside:
             return None
-        bound = self._bound_container(container, names)
-        if (failure := self._broken.get(container, bound.failure)) is not None:
-            bound.count_as_host(self.generation, [failure])
+        bound = self._bound_unit(module, unit)
+        if reasons := self._reasons(module, bound.failure, call):
+            bound.count_as_host(self.generation, reasons)
             return None
         bound.networks.ensure(self._host, self.generation)
-        result = bound.run(x, emb, context, call)
+        result = bound.run(inputs, call)
         bound.count(self.generation, call.attention_reason)
         return result
 
-    def _run_unet(
-        self, unet: nn.Module, x: Tensor, timesteps: Tensor, context: Any, y: Tensor | None = None
-    ) -> Tensor | None:
+    def _run_unet(self, names: Family, unet: nn.Module, given: _UNetInputs) -> Tensor | None:
         """The UNet's output, or None if its own layers are the host's to compute."""
-        names = self._families.get(type(unet))
-        call = self._new_call(x)
-        if names is None or _SWITCHED_OFF in call.stand_aside:
-            return None
-        if call.stand_aside:
-            self.generation.add(call.stand_aside)
+        call = self._new_call(given.x)
+        if _SWITCHED_OFF in call.stand_aside:
             return None
         bound = self._bound_unet(unet, names)
-        if (failure := self._broken.get(unet, bound.failure)) is not None:
-            self.generation.add([failure])
+        if reasons := self._reasons(unet, bound.failure, call):
+            self.generation.add(reasons)
             return None
-        if not bound.takes(x, y):
+        if not bound.takes(given.x, given.y):
             return None
         bound.networks.ensure(self._host, self.generation)
-        emb = bound.embed(unet, timesteps, y, call)
+        emb = bound.embed(unet, given.timesteps, given.y, call)
         self._remember(emb, call)
-        result = bound.run(unet, x, emb, context, call)
+        result = bound.run(unet, given.x, emb, given.context, call)
         self.generation.add([])
         return result
+
+    def _reasons(self, module: nn.Module, failure: str | None, call: ModelCall) -> Sequence[str]:
+        """Why a module stays with the host in this call; empty if it does not."""
+        if call.stand_aside:
+            return call.stand_aside
+        found = self._replaced.get(type(module)) or self._broken.get(module, failure)
+        return () if found is None else (found,)
 
     def _begin_call(self, x: Tensor, emb: Any) -> ModelCall:
         """The state shared by all blocks of one call of a model: those that are handed the same embedding."""
         call = self._new_call(x)
-        self._remember(emb, call)
+        if emb is not None:
+            self._remember(emb, call)
         return call
 
     def _remember(self, emb: Any, call: ModelCall) -> None:
@@ -229,46 +271,40 @@ class Engine:
     def _new_call(self, x: Tensor) -> ModelCall:
         if not self._host.options().enabled:
             return new_call(x, [_SWITCHED_OFF], [])
-        call = new_call(x, self._stand_aside_reasons(), self._host.attention_reasons())
+        call = new_call(x, self._host.stand_aside_reasons(), self._host.attention_reasons())
         if not call.stand_aside:
             with self._lock:
                 self._watch.look()
         return call
 
-    def _bound_container(self, container: nn.Module, names: Family) -> BoundContainer:
-        bound = self._containers.get(container)
+    def _bound_unit(self, module: nn.Module, unit: Unit) -> BoundUnit:
+        bound = self._units.get(module)
         if bound is None or not bound.holds():
             with self._lock:
-                trusts, mark = self._host.trusts, self._host.network_mark
-                bound = self._containers[container] = BoundContainer(
-                    container, names, trusts, mark, self._watch
-                )
+                mark = self._host.network_mark
+                bound = self._units[module] = BoundUnit(module, unit, self._trusts, mark, self._watch)
         return bound
 
     def _bound_unet(self, unet: nn.Module, names: Family) -> BoundUNet:
         bound = self._unets.get(unet)
         if bound is None or not bound.holds():
             with self._lock:
-                trusts, mark = self._host.trusts, self._host.network_mark
-                bound = self._unets[unet] = BoundUNet(unet, names, trusts, mark, self._watch)
+                mark = self._host.network_mark
+                bound = self._unets[unet] = BoundUNet(unet, names, self._trusts, mark, self._watch)
         return bound
 
-    def _containers_of(self, model: nn.Module) -> Iterator[tuple[nn.Module, Family]]:
-        for module in model.modules():
-            names = self._families.get(type(module))
-            if names is not None and class_name(type(module)) == names.container:
-                yield module, names
+    def _trusts(self, method: Callable[..., Any]) -> bool:
+        return is_ours(method) or self._host.trusts(method)
 
-    def _stand_aside_reasons(self) -> list[str]:
-        reasons = list(self._host.stand_aside_reasons())
-        for owner, patch in self._patches.items():
-            if not is_original(patch.owner, patch.original) and not self._host.trusts(patch.original):
-                reasons.append(f"{class_name(owner)}.forward had been replaced before us")
-        return reasons
+    def _units_of(self, model: nn.Module) -> Iterator[tuple[nn.Module, Unit]]:
+        for module in model.modules():
+            entry = self._entries.get(type(module))
+            if isinstance(entry, Unit) and entry.applies(module):
+                yield module, entry
 
     def _note_failure(self, module: nn.Module, failure: _Failure) -> None:
         message = f"failed: {failure.kind}: {failure.message}"
-        if (bound := self._containers.get(module)) is not None:
+        if (bound := self._units.get(module)) is not None:
             bound.count_as_host(self.generation, [message])
         else:
             self.generation.add([message])
@@ -294,20 +330,45 @@ class _Failure(NamedTuple):
         return cls(type(error).__name__, str(error), isinstance(error, _PASSING_FAILURES), text)
 
 
-class _Thread(threading.local):
-    """The latest call of a model on this thread; holds the embedding weakly, as it lives no longer."""
+class _UNetInputs(NamedTuple):
+    """The arguments of UNetModel.forward; `y` is SDXL's vector."""
 
+    x: Any
+    timesteps: Any = None
+    context: Any = None
+    y: Any = None
+
+
+class _Hosts(NamedTuple):
+    """What the host's own code returned, in whatever form."""
+
+    result: Any
+
+
+class _Thread(threading.local):
+    """The call of a model on this thread: the one that runs, or else the latest.
+
+    The latest is known by its embedding, which is held weakly, as it lives no longer.
+    """
+
+    _running: ModelCall | None = None
     _emb: weakref.ref[Any] | None = None
     _call: ModelCall | None = None
 
+    @contextlib.contextmanager
+    def inside(self, call: ModelCall) -> Iterator[None]:
+        """All units that are called in the block belong to this call."""
+        before, self._running = self._running, call
+        try:
+            yield
+        finally:
+            self._running = before
+
     def call_with(self, emb: Any) -> ModelCall | None:
+        if self._running is not None:
+            return self._running
         return self._call if emb is not None and self._emb is not None and self._emb() is emb else None
 
     def remember(self, emb: Any, call: ModelCall) -> None:
         self._emb = weakref.ref(emb) if isinstance(emb, Tensor) else None
         self._call = call
-
-
-def _only_vector(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether nothing but SDXL's vector `y` is handed on beside what every UNet takes."""
-    return len(args) <= 1 and not kwargs.keys() - {"y"} and not (args and kwargs)

@@ -1,10 +1,13 @@
 """What can go wrong, as a tree.
 
 AccelError
-├── OptionError    an option has a value that can never work
-└── LayoutError    a module is not of the shape that its class promises
+├── OptionError      an option has a value that can never work
+├── PipelineError    a pipeline has nothing that could be accelerated
+└── LayoutError      a module is not of the shape that its class promises
 
-Neither ever ends a generation: the part concerned runs as the host's own module, and the report says why.
+A LayoutError never ends a generation: the part concerned runs as the host's own module, and the report says
+why. The others answer a request that cannot be met, before anything is changed. Rooms have their own beside
+their code: lora (LoraError), demo (DemoError).
 """
 
 from __future__ import annotations
@@ -20,3 +23,7 @@ class OptionError(AccelError, ValueError):
 
 class LayoutError(AccelError):
     """A live module does not look as its class promises. The message is the reason that the report shows."""
+
+
+class PipelineError(AccelError, TypeError):
+    """What was to be accelerated cannot be. The message says what it is and what is expected."""

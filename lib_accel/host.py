@@ -16,6 +16,9 @@ class Host(Protocol):
     # Attribute that the host sets on a layer whose weights carry networks, or None if it sets none.
     network_mark: str | None
 
+    def owns(self, module: nn.Module) -> bool:
+        """Whether this module is one of the host's, so that its calls are ours to take."""
+
     def options(self) -> Options:
         """What the user asks for now."""
 

@@ -19,7 +19,7 @@ class ResWeights(NamedTuple):
     norm_in_bias: Tensor
     conv_in: Tensor  # (out, channels, 3, 3)
     conv_in_bias: Tensor | None
-    embed: Tensor  # (out, embedding)
+    embed: Tensor | None  # (out, embedding), None in a VAE, which has no embedding
     embed_bias: Tensor | None
     norm_out: Tensor  # (out,)
     norm_out_bias: Tensor
@@ -39,15 +39,16 @@ class ResSpec(NamedTuple):
     skip: ConvSpec | None
 
 
-def res_block(x: Tensor, emb: Tensor, weights: ResWeights, spec: ResSpec, rules: Rules) -> Tensor:
-    """`skip(x) + conv(silu(norm(conv(silu(norm(x))) + embed(silu(emb)))))`.
+def res_block(x: Tensor, emb: Tensor | None, weights: ResWeights, spec: ResSpec, rules: Rules) -> Tensor:
+    """`skip(x) + conv(silu(norm(conv(silu(norm(x))) + embed(silu(emb)))))`, without `embed` if emb is None.
 
     x: (batch, channels, height, width); emb: (batch, embedding); the result is (batch, out, height, width).
     """
     w = weights
     h = F.silu(group_norm(x, w.norm_in, w.norm_in_bias, spec.norm_in, rules))
     h = conv2d(h, w.conv_in, w.conv_in_bias, spec.conv_in, rules)
-    h = h + linear(F.silu(emb), w.embed, w.embed_bias, rules).to(h.dtype)[..., None, None]
+    if emb is not None and w.embed is not None:
+        h = h + linear(F.silu(emb), w.embed, w.embed_bias, rules).to(h.dtype)[..., None, None]
     h = F.silu(group_norm(h, w.norm_out, w.norm_out_bias, spec.norm_out, rules))
     h = conv2d(h, w.conv_out, w.conv_out_bias, spec.conv_out, rules)
     if w.skip is not None and spec.skip is not None:

@@ -51,8 +51,18 @@ def convolution(x: Tensor, weights: ConvWeights, spec: ConvSpec, rules: Rules) -
 
 def upsample(x: Tensor, weights: ConvWeights, spec: ConvSpec, rules: Rules) -> Tensor:
     """Each pixel twice in height and width, then a convolution."""
-    doubled = F.interpolate(x, scale_factor=2.0, mode="nearest")
-    return conv2d(doubled, weights.weight, weights.bias, spec, rules)
+    return resize(x, None, weights, spec, rules)
+
+
+def resize(
+    x: Tensor, size: tuple[int, int] | None, weights: ConvWeights, spec: ConvSpec, rules: Rules
+) -> Tensor:
+    """The nearest pixels at (height, width), or at twice both if `size` is None, then a convolution."""
+    if size is None:
+        larger = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    else:
+        larger = F.interpolate(x, size=size, mode="nearest")
+    return conv2d(larger, weights.weight, weights.bias, spec, rules)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -66,7 +76,7 @@ def out_convolution(x: Tensor, weights: OutWeights, spec: OutSpec, rules: Rules)
     return conv2d(F.silu(normed), weights.conv, weights.conv_bias, spec.conv, rules)
 
 
-def embed(x: Tensor, weights: EmbeddingWeights, rules: Rules) -> Tensor:
-    """`out(silu(hidden(x)))` of a (batch, channels) timestep embedding or vector."""
+def embed(x: Tensor, weights: EmbeddingWeights, spec: None, rules: Rules) -> Tensor:
+    """`out(silu(hidden(x)))` of a (batch, channels) timestep embedding or vector; there is no spec."""
     hidden = F.silu(linear(x, weights.hidden, weights.hidden_bias, rules))
     return linear(hidden, weights.out, weights.out_bias, rules)

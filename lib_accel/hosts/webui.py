@@ -48,6 +48,10 @@ class WebuiHost:
         self.is_off = is_off
         self._generations: list[_Generation] = []  # from the outermost to the one that runs
 
+    def owns(self, module: nn.Module) -> bool:
+        """All of the process: refiners, control models and models of extensions are met at their calls."""
+        return True
+
     def options(self) -> Options:
         """The settings, unless the running generation or the command line says off."""
         running = next((each for each in reversed(self._generations) if each.is_alive()), None)

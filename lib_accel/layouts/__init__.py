@@ -1,7 +1,7 @@
 """Where the weights of each block are in the live modules of each model family."""
 
-from lib_accel.layouts import ldm, sgm
+from lib_accel.layouts import clip, diffusers, ldm, open_clip, sgm
 
-FAMILIES = (ldm.FAMILY, sgm.FAMILY)
+ENTRIES = (*ldm.ENTRIES, *sgm.ENTRIES, *diffusers.ENTRIES, *clip.ENTRIES, *open_clip.ENTRIES)
 
-__all__ = ["FAMILIES"]
+__all__ = ["ENTRIES"]

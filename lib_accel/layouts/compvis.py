@@ -5,17 +5,17 @@ Both packages define the same modules under the same names; what differs stands 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from lib_accel.blocks.convolution import ConvSpec
 from lib_accel.blocks.res import ResSpec
 from lib_accel.blocks.sample import OutSpec
 from lib_accel.blocks.transformer import AttentionSpec, FeedForwardSpec
 from lib_accel.errors import LayoutError
 from lib_accel.layouts import reading
-from lib_accel.layouts.reading import CONV2D, LINEAR, SEQUENTIAL, SILU, Reading, Trust
+from lib_accel.layouts.reading import CONV2D, SEQUENTIAL, SILU, Candidate, Part, Reading, Trust
 from lib_accel.layouts.slots import Slot
 
 
@@ -56,6 +56,90 @@ def family(package: str, *, unet_casts_input: bool) -> Family:
     )
 
 
+def candidates(container: nn.Module, names: Family, trust: Trust) -> list[Candidate]:
+    """The blocks of a TimestepEmbedSequential.
+
+    How to call a block of an unknown class, only its container knows.
+    """
+    return [_candidate(block, names, trust) for block in container._modules.values()]
+
+
+def _candidate(block: nn.Module | None, names: Family, trust: Trust) -> Candidate:
+    if block is None:
+        return reading.refused("an empty place among the blocks")
+    kind = reading.class_name(type(block))
+    with_emb, with_context, plain = _ways_to_call(block)
+    if kind == names.transformer:
+        return Candidate(
+            "transformer",
+            lambda: read_frame(block, names, trust),
+            with_context,
+            lambda: transformer_parts(block, names, trust),
+        )
+    if kind == names.res_block:
+        return Candidate("residual", lambda: read_res_block(block, names, trust), with_emb)
+    simple = {
+        names.downsample: ("convolution", read_downsample),
+        names.upsample: ("upsample", read_upsample),
+        CONV2D: ("convolution", read_convolution),
+        SILU: ("silu", read_silu),
+    }
+    if kind not in simple:
+        return reading.refused(f"unknown block {kind}")
+    name, read = simple[kind]
+    return Candidate(name, lambda: read(block, names, trust), plain)
+
+
+def _ways_to_call(block: nn.Module) -> tuple[Callable[..., Tensor], ...]:
+    """As a TimestepEmbedSequential calls residual blocks, transformers, and the rest."""
+    return (
+        lambda x, emb, context: block(x, emb),
+        lambda x, emb, context: block(x, context),
+        lambda x, emb, context: block(x),
+    )
+
+
+def transformer_parts(transformer: Any, names: Family, trust: Trust) -> list[list[Part]]:
+    """The parts of a SpatialTransformer's blocks, by depth."""
+    depths = list(transformer.transformer_blocks)
+    if not depths:
+        raise LayoutError("SpatialTransformer without blocks")
+    return [_parts(block, names, trust) for block in depths]
+
+
+def _parts(block: Any, names: Family, trust: Trust) -> list[Part]:
+    try:
+        reading.demand_clean(reading.demand_type(block, names.transformer_block), trust)
+        crosses_first = bool(block.disable_self_attn)
+    except (LayoutError, AttributeError) as error:
+        return [reading.whole(str(error), lambda x, context: block(x, context=context))]
+    return [
+        _attention_part(block, "norm1", "attn1", crosses_first, names, trust),
+        _attention_part(block, "norm2", "attn2", True, names, trust),
+        Part(
+            "feed-forward",
+            lambda: read_feed_forward(block.norm3, block.ff, names, trust),
+            lambda x, context: block.ff(block.norm3(x)) + x,
+            "ff",
+        ),
+    ]
+
+
+def _attention_part(
+    block: Any, norm: str, attention: str, crosses: bool, names: Family, trust: Trust
+) -> Part:
+    def call_live(x: Tensor, context: Tensor | None) -> Tensor:
+        mixed = getattr(block, attention)(getattr(block, norm)(x), context=context if crosses else None)
+        return mixed + x  # type: ignore[no-any-return]
+
+    return Part(
+        "cross attention" if crosses else "self attention",
+        lambda: read_attention(getattr(block, norm), getattr(block, attention), names, trust),
+        call_live,
+        attention,
+    )
+
+
 def read_res_block(block: Any, names: Family, trust: Trust) -> Reading:
     """A residual block without resampling and without scale-shift norm."""
     reading.demand_clean(block, trust)
@@ -90,14 +174,8 @@ def read_frame(transformer: Any, names: Family, trust: Trust) -> Reading:
     norm_slots, norm_spec = reading.group_norm_spec(transformer.norm, trust, names.upcasting_norm)
     slots: tuple[Slot, ...] = norm_slots
     for projection in (transformer.proj_in, transformer.proj_out):
-        reading.demand_type(projection, LINEAR if transformer.use_linear else CONV2D)
-        if transformer.use_linear:
-            slots += reading.linear_slots(projection, trust)
-            continue
-        conv_slots, conv = reading.conv_spec(projection, trust)
-        if projection.kernel_size != (1, 1) or conv._replace(circular=False) != ConvSpec():
-            raise LayoutError(f"projection is {projection}, expected a 1x1 convolution")
-        slots += conv_slots
+        read = reading.linear_slots if transformer.use_linear else reading.pointwise_slots
+        slots += read(projection, trust)
     return Reading(slots, norm_spec)
 
 

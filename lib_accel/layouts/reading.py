@@ -7,7 +7,7 @@ from itertools import product
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from lib_accel.audit import METHODS
 from lib_accel.blocks.convolution import ConvSpec
@@ -27,6 +27,46 @@ class Reading(NamedTuple):
     spec: Any = None
 
 
+class Part(NamedTuple):
+    """One of the residual branches that a transformer runs over its tokens in turn.
+
+    `kind`: "self attention", "cross attention", "feed-forward", or "whole" for a block that is not to be
+    taken apart; `read` raises LayoutError where our function cannot run it, with `label` to name the part.
+    """
+
+    kind: str
+    read: Callable[[], Reading]
+    call_live: Callable[[Tensor, Tensor | None], Tensor]  # of the tokens and the context, with the residual
+    label: str = ""
+
+
+class Candidate(NamedTuple):
+    """A block that our functions may run: how to read it, and how its owner calls the live module.
+
+    `kind` is a key of choice.STEPS. `read` raises LayoutError where our function cannot run the block; then
+    `call_live` runs it, of (x, emb, context), or if there is none, the whole owner stays with the host.
+    """
+
+    kind: str
+    read: Callable[[], Reading]
+    call_live: Callable[[Tensor, Any, Any], Tensor] | None = None
+    parts: Callable[[], list[list[Part]]] | None = None  # of a transformer: the parts at each depth
+
+
+def refused(reason: str) -> Candidate:
+    """A block that only its owner knows how to call, for this reason."""
+    return Candidate("unknown", lambda: _refuse(reason))
+
+
+def whole(reason: str, call_live: Callable[[Tensor, Tensor | None], Tensor]) -> Part:
+    """A part that stays with the live module for this reason."""
+    return Part("whole", lambda: _refuse(reason), call_live)
+
+
+def _refuse(reason: str) -> Reading:
+    raise LayoutError(reason)
+
+
 def class_name(kind: type) -> str:
     """A class by the module that defines it and its name, so that no host need be imported to know it."""
     return f"{kind.__module__}.{kind.__qualname__}"
@@ -38,14 +78,15 @@ def is_original(owner: type, method: Callable[..., Any]) -> bool:
     Asks the function's globals, which a decorator cannot copy, not its `__module__`, which functools.wraps
     does.
     """
-    home = getattr(method, "__globals__", {}).get("__name__")
+    home = _home(method)
     return home is not None and any(home == base.__module__ for base in owner.__mro__)
 
 
-def demand_clean(module: nn.Module, trust: Trust) -> None:
+def demand_clean(module: nn.Module, trust: Trust, harmless_hooks: str = "") -> None:
     """Raises LayoutError, with the reason, if calling `module` would do more than its class's own code.
 
-    `trust` is asked about methods that someone replaced.
+    `trust` is asked about methods that someone replaced. Hooks defined in the module named `harmless_hooks`
+    do not count.
     """
     owner = type(module)
     for base, name in product(owner.__mro__, METHODS):
@@ -56,7 +97,8 @@ def demand_clean(module: nn.Module, trust: Trust) -> None:
         method = module.__dict__.get(name)
         if method is not None and not _is_plain(module, method, trust):
             raise LayoutError(f"{owner.__name__} has a {name} of its own: {_describe(method)}")
-    if module._forward_hooks or module._forward_pre_hooks:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if any(_home(hook) != harmless_hooks for hook in hooks):
         raise LayoutError(f"{owner.__name__} has a forward hook")
 
 
@@ -65,6 +107,11 @@ def _is_plain(module: nn.Module, method: Any, trust: Trust) -> bool:
     if isinstance(method, MethodType) and method.__self__ is module:
         return is_original(type(module), method.__func__) or trust(method.__func__)
     return isinstance(method, FunctionType) and trust(method)
+
+
+def _home(method: Any) -> str | None:
+    """The module that defines a function; None for what is no function."""
+    return getattr(method, "__globals__", {}).get("__name__")
 
 
 def _describe(method: Any) -> str:
@@ -77,8 +124,15 @@ def demand_type(module: nn.Module | None, *expected: str) -> nn.Module:
     """The module, if its exact class is among the expected ones; else raises LayoutError."""
     found = "nothing" if module is None else class_name(type(module))
     if module is None or found not in expected:
-        raise LayoutError(f"found {found} where {' or '.join(expected)} is expected")
+        advice = next((text for start, text in _ADVICE.items() if found.startswith(start)), "")
+        raise LayoutError(f"found {found} where {' or '.join(expected)} is expected{advice}")
     return module
+
+
+# What to do about modules of others, by the start of their class's name.
+_ADVICE = {
+    "peft.": ": an adapter that is computed at every step; handle.set_loras() fuses it into the weights",
+}
 
 
 CONV2D = "torch.nn.modules.conv.Conv2d"
@@ -89,6 +143,11 @@ SILU = "torch.nn.modules.activation.SiLU"
 DROPOUT = "torch.nn.modules.dropout.Dropout"
 IDENTITY = "torch.nn.modules.linear.Identity"
 SEQUENTIAL = "torch.nn.modules.container.Sequential"
+MODULE_LIST = "torch.nn.modules.container.ModuleList"
+MODULE = "torch.nn.modules.module.Module"
+
+# Of a layer that a block of this kind does without.
+NO_WEIGHTS = (Slot({"weight": None}, "weight"), Slot({"bias": None}, "bias"))
 
 
 def conv_spec(module: nn.Module | None, trust: Trust) -> tuple[tuple[Slot, Slot], ConvSpec]:
@@ -114,13 +173,22 @@ def linear_slots(module: nn.Module | None, trust: Trust) -> tuple[Slot, Slot]:
     return _weight_and_bias(layer)
 
 
+def pointwise_slots(module: nn.Module | None, trust: Trust) -> tuple[Slot, Slot]:
+    """Slots of a 1x1 convolution that is as good as a linear layer."""
+    slots, spec = conv_spec(module, trust)
+    conv: Any = module
+    if conv.kernel_size != (1, 1) or spec._replace(circular=False) != ConvSpec():
+        raise LayoutError(f"projection is {conv}, expected a 1x1 convolution")
+    return slots
+
+
 def group_norm_spec(
-    module: nn.Module | None, trust: Trust, upcasting: str
+    module: nn.Module | None, trust: Trust, upcasting: str = GROUP_NORM
 ) -> tuple[tuple[Slot, Slot], GroupNormSpec]:
-    """Slots and spec of a group norm; `upcasting` names the class that computes in float32."""
+    """Slots and spec of a group norm; `upcasting` names a class that computes in float32, if there is one."""
     norm: Any = demand_type(module, GROUP_NORM, upcasting)
     demand_clean(norm, trust)
-    upcast = class_name(type(norm)) == upcasting
+    upcast = class_name(type(norm)) == upcasting != GROUP_NORM
     return _weight_and_bias(norm), GroupNormSpec(norm.num_groups, norm.eps, upcast)
 
 
@@ -141,6 +209,15 @@ def children(module: nn.Module | None, expected: str, count: int, trust: Trust) 
     found = tuple(child for child in container._modules.values() if child is not None)
     if len(found) != count:
         raise LayoutError(f"{expected} has {len(found)} children, expected {count}")
+    return found
+
+
+def listed(modules: nn.Module | None, count: int | None = None) -> tuple[nn.Module, ...]:
+    """The members of a ModuleList, of this number if one is given."""
+    holder = demand_type(modules, MODULE_LIST)
+    found = tuple(child for child in holder._modules.values() if child is not None)
+    if count is not None and len(found) != count:
+        raise LayoutError(f"a list has {len(found)} members, expected {count}")
     return found
 
 

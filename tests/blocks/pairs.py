@@ -232,7 +232,7 @@ def _out() -> Pair:
 def _embedding(layers: nn.Module) -> Pair:
     def ours(rules: Rules, x: Tensor) -> Tensor:
         reading = compvis.read_embedding(layers, FAMILY, nobody)
-        return sample.embed(x, _weights(sample.EmbeddingWeights, reading), rules)
+        return sample.embed(x, _weights(sample.EmbeddingWeights, reading), None, rules)
 
     return Pair(layers, layers, ours, lambda batch, height, width: [(batch, CHANNELS)])
 

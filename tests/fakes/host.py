@@ -25,6 +25,9 @@ class FakeHost:
         self.trusted: list[Callable[..., Any]] = []
         self.live: list[tuple[str, nn.Module]] = []
 
+    def owns(self, module: nn.Module) -> bool:
+        return True
+
     def options(self) -> Options:
         return self.asked
 

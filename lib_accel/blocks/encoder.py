@@ -1,0 +1,86 @@
+"""One layer of a CLIP text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_accel.blocks.ops import cast, layer_norm, linear
+from lib_accel.blocks.rules import Rules
+
+
+class EncoderWeights(NamedTuple):
+    """Weights of one layer of width `channels`."""
+
+    norm1: Tensor  # (channels,)
+    norm1_bias: Tensor
+    query: Tensor  # (channels, channels), as are key, value and out
+    query_bias: Tensor | None
+    key: Tensor
+    key_bias: Tensor | None
+    value: Tensor
+    value_bias: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    norm2: Tensor  # (channels,)
+    norm2_bias: Tensor
+    hidden: Tensor  # (inner, channels)
+    hidden_bias: Tensor | None
+    proj: Tensor  # (channels, inner)
+    proj_bias: Tensor | None
+
+
+class EncoderSpec(NamedTuple):
+    """What of a layer is not a tensor."""
+
+    heads: int
+    eps: tuple[float, float]  # of both norms
+    activation: str  # a key of ACTIVATIONS
+
+
+class Mask(NamedTuple):
+    """Which tokens a token attends to: those before it, or as the tensor says, or all."""
+
+    bias: Tensor | None = None  # added to the scores; broadcasts to (batch, heads, tokens, tokens)
+    is_causal: bool = False  # only where there is no bias
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's approximation of GELU, `x * sigmoid(1.702 * x)`: https://github.com/openai/CLIP."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"quick_gelu": quick_gelu, "gelu": F.gelu}
+)
+
+
+def encoder_layer(x: Tensor, mask: Mask, weights: EncoderWeights, spec: EncoderSpec, rules: Rules) -> Tensor:
+    """`x + attention(norm1(x))`, then the same with `proj(activation(hidden(norm2(x))))`.
+
+    x: (batch, tokens, channels).
+    """
+    w = weights
+    normed = layer_norm(x, w.norm1, w.norm1_bias, spec.eps[0], rules)
+    query = linear(normed, w.query, w.query_bias, rules)
+    key = linear(normed, w.key, w.key_bias, rules)
+    value = linear(normed, w.value, w.value_bias, rules)
+    x = x + linear(_attend(query, key, value, mask, spec.heads, rules), w.out, w.out_bias, rules)
+    normed = layer_norm(x, w.norm2, w.norm2_bias, spec.eps[1], rules)
+    hidden = ACTIVATIONS[spec.activation](linear(normed, w.hidden, w.hidden_bias, rules))
+    return x + linear(hidden, w.proj, w.proj_bias, rules)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask, heads: int, rules: Rules) -> Tensor:
+    query, key, value, bias = cast(rules.matmul, query, key, value, mask.bias)
+    batch, tokens, channels = query.shape
+    query, key, value = (
+        t.view(batch, tokens, heads, channels // heads).transpose(1, 2) for t in (query, key, value)
+    )
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=mask.is_causal)
+    return mixed.transpose(1, 2).reshape(batch, tokens, channels)
