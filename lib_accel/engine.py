@@ -85,15 +85,16 @@ class Engine:
             junction(owner, "forward").leave(self)
         self._forget()
 
-    def bind(self, model: nn.Module) -> None:
-        """Binds a model's units ahead of its first call, so that the report can speak of them.
+    def bind(self, *models: nn.Module) -> None:
+        """Binds the units of models ahead of their first call, so that the report can speak of them.
 
         Forgets what was bound before: a patch on a block may hold the whole model, and we hold the block.
         """
         with self._lock:
             self._forget()
-            for module, unit in self._units_of(model):
-                self._bound_unit(module, unit)
+            for model in models:
+                for module, unit in self._units_of(model):
+                    self._bound_unit(module, unit)
 
     def _forget(self) -> None:
         self._units = WeakKeyDictionary()
@@ -108,7 +109,8 @@ class Engine:
         enabled = self._is_attached and self._host.options().enabled
         with self._lock:
             self._watch.look()
-            models = [ModelReport(name, self._tally_of(model)) for name, model in self._host.models()]
+            tallies = [(name, self._tally_of(model)) for name, model in self._host.models()]
+        models = [ModelReport(name, tally) for name, tally in tallies if tally.direct + tally.host]
         stand_aside = list(self._host.stand_aside_reasons())
         return Report(__version__, enabled, stand_aside, models, self.generation.copy())
 

@@ -71,11 +71,8 @@ def _summary() -> str:
 
 
 def _on_model_loaded(model: Any) -> None:
-    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
-    if unet is None:
-        return
     _engine.attach()  # a package of model classes may have been imported since
-    _engine.bind(unet)
+    _engine.bind(*(each for _, each in _host.models()))
     _log.info("Accel: %s", _summary())
 
 

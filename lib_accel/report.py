@@ -75,10 +75,7 @@ class Report:
         done = self.generation
         if done.host and not done.direct:
             return "standing aside in the last picture: " + done.reasons.most_common(1)[0][0]
-        parts = [
-            f"{model.name}: {model.blocks.direct} of {model.blocks.direct + model.blocks.host} blocks fast"
-            for model in self.models
-        ]
+        parts = self._models_in_words()
         if done.networks:
             merged = f"{done.networks} LoRA{'s' if done.networks > 1 else ''} merged"
             parts.append(f"{merged} in {1000 * done.fuse_s:.0f} ms" if done.fuse_s >= 0.001 else merged)
@@ -88,6 +85,17 @@ class Report:
         if reasons:
             parts.append("mostly because: " + reasons.most_common(1)[0][0])
         return " · ".join(parts)
+
+    def _models_in_words(self) -> list[str]:
+        """Models that are fast throughout in one phrase, the others one by one."""
+        slow = [model for model in self.models if model.blocks.host]
+        fast = [model for model in self.models if not model.blocks.host]
+        groups = [fast] * bool(fast) + [[model] for model in slow]
+        return [
+            f"{', '.join(model.name for model in group)}: {sum(m.blocks.direct for m in group)} of "
+            f"{sum(m.blocks.direct + m.blocks.host for m in group)} blocks fast"
+            for group in groups
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain values, as the API sends it."""

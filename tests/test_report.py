@@ -59,7 +59,7 @@ def test_tallies_do_not_share_their_reasons() -> None:
         (report([UNET]), "UNet: 20 of 25 blocks fast · mostly because: a hook"),
         (
             report([ModelReport("UNet", tally(direct=25)), ModelReport("ControlNet", tally(direct=13))]),
-            "UNet: 25 of 25 blocks fast · ControlNet: 13 of 13 blocks fast",
+            "UNet, ControlNet: 38 of 38 blocks fast",
         ),
         (
             report([ModelReport("UNet", tally(direct=25))], Generation(networks=2, fuse_s=0.1234)),

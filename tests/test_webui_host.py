@@ -302,6 +302,15 @@ def test_models_are_the_unet_and_the_cached_control_models(fakes: SimpleNamespac
     assert list(host.models()) == [("UNet", unet), ("ControlNet canny", control)]
 
 
+def test_models_are_the_vae_and_the_text_encoders_too(fakes: SimpleNamespace, host: Any) -> None:
+    vae, encoder, encoders = (nn.Linear(1, 1) for _ in range(3))
+    checkpoint = SimpleNamespace(first_stage_model=vae, cond_stage_model=encoder)
+    fakes.sd_models.model_data.sd_model = checkpoint
+    assert list(host.models()) == [("VAE", vae), ("text encoder", encoder)]
+    checkpoint.cond_stage_model, checkpoint.conditioner = None, encoders
+    assert list(host.models()) == [("VAE", vae), ("text encoders", encoders)]
+
+
 # The extension
 
 

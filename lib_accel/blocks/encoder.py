@@ -19,11 +19,11 @@ class EncoderWeights(NamedTuple):
 
     norm1: Tensor  # (channels,)
     norm1_bias: Tensor
-    query: Tensor  # (channels, channels), as are key, value and out
+    query: Tensor  # (channels, channels), as are key, value and out; or all three in one, (3 * channels, channels)
     query_bias: Tensor | None
-    key: Tensor
+    key: Tensor | None  # None where `query` is all three, as is value
     key_bias: Tensor | None
-    value: Tensor
+    value: Tensor | None
     value_bias: Tensor | None
     out: Tensor
     out_bias: Tensor | None
@@ -41,6 +41,8 @@ class EncoderSpec(NamedTuple):
     heads: int
     eps: tuple[float, float]  # of both norms
     activation: str  # a key of ACTIVATIONS
+    tokens_first: bool = False  # (tokens, batch, channels) in and out
+    norm_keeps_dtype: bool = False  # a norm returns the dtype it is given, whatever it computes in
 
 
 class Mask(NamedTuple):
@@ -63,17 +65,32 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 def encoder_layer(x: Tensor, mask: Mask, weights: EncoderWeights, spec: EncoderSpec, rules: Rules) -> Tensor:
     """`x + attention(norm1(x))`, then the same with `proj(activation(hidden(norm2(x))))`.
 
-    x: (batch, tokens, channels).
+    x: (batch, tokens, channels), or as `spec` says.
     """
     w = weights
-    normed = layer_norm(x, w.norm1, w.norm1_bias, spec.eps[0], rules)
-    query = linear(normed, w.query, w.query_bias, rules)
-    key = linear(normed, w.key, w.key_bias, rules)
-    value = linear(normed, w.value, w.value_bias, rules)
-    x = x + linear(_attend(query, key, value, mask, spec.heads, rules), w.out, w.out_bias, rules)
-    normed = layer_norm(x, w.norm2, w.norm2_bias, spec.eps[1], rules)
+    if spec.tokens_first:
+        x = x.transpose(0, 1)
+    normed = _norm(x, w.norm1, w.norm1_bias, spec.eps[0], spec, rules)
+    mixed = _attend(*_project(normed, w, rules), mask, spec.heads, rules)
+    x = x + linear(mixed, w.out, w.out_bias, rules)
+    normed = _norm(x, w.norm2, w.norm2_bias, spec.eps[1], spec, rules)
     hidden = ACTIVATIONS[spec.activation](linear(normed, w.hidden, w.hidden_bias, rules))
-    return x + linear(hidden, w.proj, w.proj_bias, rules)
+    x = x + linear(hidden, w.proj, w.proj_bias, rules)
+    return x.transpose(0, 1) if spec.tokens_first else x
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, spec: EncoderSpec, rules: Rules) -> Tensor:
+    normed = layer_norm(x, weight, bias, eps, rules)
+    return normed.to(x.dtype) if spec.norm_keeps_dtype else normed
+
+
+def _project(normed: Tensor, w: EncoderWeights, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
+    query = linear(normed, w.query, w.query_bias, rules)
+    if w.key is None or w.value is None:
+        query, key, value = query.chunk(3, dim=-1)
+        return query, key, value
+    key = linear(normed, w.key, w.key_bias, rules)
+    return query, key, linear(normed, w.value, w.value_bias, rules)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask, heads: int, rules: Rules) -> Tensor:

@@ -26,6 +26,14 @@ _EQUIVALENT = {
     "networks",  # the Lora extension's layers, which only merge weights first; see apply_networks
 }
 
+# Where a checkpoint keeps the models that we know. SDXL's text encoders are in its conditioner.
+_PARTS = (
+    ("UNet", "model.diffusion_model"),
+    ("VAE", "first_stage_model"),
+    ("text encoder", "cond_stage_model"),
+    ("text encoders", "conditioner"),
+)
+
 
 class _Generation(NamedTuple):
     """What one processing object asks for."""
@@ -136,14 +144,18 @@ class WebuiHost:
             networks.network_apply_weights(layer)
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
-        """The UNet that is loaded and the control models that sd-webui-controlnet keeps."""
-        found = []
-        unet = getattr(getattr(sd_models.model_data.sd_model, "model", None), "diffusion_model", None)
-        if isinstance(unet, nn.Module):
-            found.append(("UNet", unet))
-        for name, model in _control_models():
-            found.append((f"ControlNet {name}", model))
-        return found
+        """The parts of the checkpoint that is loaded, and the control models that sd-webui-controlnet keeps."""
+        checkpoint = sd_models.model_data.sd_model
+        found = [(name, _at(checkpoint, path)) for name, path in _PARTS]
+        found += [(f"ControlNet {name}", model) for name, model in _control_models()]
+        return [(name, model) for name, model in found if isinstance(model, nn.Module)]
+
+
+def _at(owner: Any, path: str) -> Any:
+    """What is found under these attribute names, one after the other; None if one is missing."""
+    for name in path.split("."):
+        owner = getattr(owner, name, None)
+    return owner
 
 
 def _setting(name: str, default: Any) -> Any:

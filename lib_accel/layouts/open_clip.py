@@ -2,4 +2,75 @@
 
 from __future__ import annotations
 
-ENTRIES = ()
+from typing import Any
+
+from torch import Tensor, nn
+
+from lib_accel.blocks.encoder import EncoderSpec, Mask
+from lib_accel.errors import LayoutError
+from lib_accel.layouts import reading
+from lib_accel.layouts.entries import Entry, Inputs, Unit
+from lib_accel.layouts.reading import IDENTITY, LAYER_NORM, SEQUENTIAL, Candidate, Reading, Trust
+from lib_accel.layouts.slots import Slot
+
+_HOME = "open_clip.transformer"
+_ATTENTION = "torch.nn.modules.activation.MultiheadAttention"
+_OUT = "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
+_KEEPS_DTYPE = f"{_HOME}.LayerNorm"
+_ACTIVATIONS = {"torch.nn.modules.activation.GELU": "gelu", f"{_HOME}.QuickGELU": "quick_gelu"}
+
+
+def _candidates(layer: nn.Module, trust: Trust) -> list[Candidate]:
+    return [Candidate("encoder layer", lambda: _read(layer, trust))]
+
+
+def _read(layer: Any, trust: Trust) -> Reading:
+    for scale in (layer.ls_1, layer.ls_2):
+        reading.demand_clean(reading.demand_type(scale, IDENTITY), trust)
+    if "attention" in layer.__dict__:
+        raise LayoutError("ResidualAttentionBlock has an attention of its own")
+    hidden, activation, out = reading.children(layer.mlp, SEQUENTIAL, 3, trust)
+    reading.demand_clean(reading.demand_type(activation, *_ACTIVATIONS), trust)
+    if getattr(activation, "approximate", "none") != "none":
+        raise LayoutError(f"GELU approximated by {activation.approximate}")
+    norm1, eps1 = _norm(layer.ln_1, trust)
+    norm2, eps2 = _norm(layer.ln_2, trust)
+    keeps = reading.class_name(type(layer.ln_1)) == _KEEPS_DTYPE
+    if type(layer.ln_1) is not type(layer.ln_2):
+        raise LayoutError("both norms of a ResidualAttentionBlock are of different classes")
+    slots = (*norm1, *_attention(layer.attn, trust), *norm2)
+    slots += reading.linear_slots(hidden, trust) + reading.linear_slots(out, trust)
+    name = _ACTIVATIONS[reading.class_name(type(activation))]
+    heads, tokens_first = layer.attn.num_heads, not layer.attn.batch_first
+    return Reading(slots, EncoderSpec(heads, (eps1, eps2), name, tokens_first, keeps))
+
+
+def _norm(norm: Any, trust: Trust) -> tuple[tuple[Slot, Slot], float]:
+    return reading.layer_norm_eps(norm, trust, LAYER_NORM, _KEEPS_DTYPE)
+
+
+def _attention(attention: Any, trust: Trust) -> tuple[Slot, ...]:
+    reading.demand_clean(reading.demand_type(attention, _ATTENTION), trust)
+    if not attention._qkv_same_embed_dim or attention.bias_k is not None or attention.add_zero_attn:
+        raise LayoutError("MultiheadAttention of another form than self-attention over one width")
+    if attention.dropout and attention.training:
+        raise LayoutError(f"attention dropout of {attention.dropout}")
+    out = reading.demand_type(attention.out_proj, _OUT)
+    packed = (Slot(attention._parameters, "in_proj_weight"), Slot(attention._parameters, "in_proj_bias"))
+    # Nobody calls out_proj: the attention takes its weights.
+    return (*packed, *reading.NO_WEIGHTS, *reading.NO_WEIGHTS, *reading.weight_and_bias(out))
+
+
+def _inputs(
+    q_x: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Tensor | None = None
+) -> Inputs:
+    if k_x is not None or v_x is not None:
+        raise LayoutError("ResidualAttentionBlock is called with another source")
+    if attn_mask is not None and (attn_mask.dim() != 2 or not attn_mask.is_floating_point()):
+        raise LayoutError(
+            "ResidualAttentionBlock is called with a mask of another form than (tokens, tokens)"
+        )
+    return Inputs(q_x, context=Mask(None if attn_mask is None else attn_mask.to(q_x.dtype)))
+
+
+ENTRIES: tuple[Entry, ...] = (Unit(f"{_HOME}.ResidualAttentionBlock", _candidates, _inputs),)

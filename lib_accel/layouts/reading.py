@@ -161,7 +161,7 @@ def conv_spec(module: nn.Module | None, trust: Trust) -> tuple[tuple[Slot, Slot]
     if list(conv._reversed_padding_repeated_twice) != [wide, wide, high, high]:
         raise LayoutError(f"Conv2d pads by {conv._reversed_padding_repeated_twice}, not {conv.padding}")
     return (
-        _weight_and_bias(conv),
+        weight_and_bias(conv),
         ConvSpec(conv.stride, conv.padding, conv.dilation, conv.groups, circular),
     )
 
@@ -170,7 +170,7 @@ def linear_slots(module: nn.Module | None, trust: Trust) -> tuple[Slot, Slot]:
     """Slots of a linear layer."""
     layer = demand_type(module, LINEAR)
     demand_clean(layer, trust)
-    return _weight_and_bias(layer)
+    return weight_and_bias(layer)
 
 
 def pointwise_slots(module: nn.Module | None, trust: Trust) -> tuple[Slot, Slot]:
@@ -189,16 +189,16 @@ def group_norm_spec(
     norm: Any = demand_type(module, GROUP_NORM, upcasting)
     demand_clean(norm, trust)
     upcast = class_name(type(norm)) == upcasting != GROUP_NORM
-    return _weight_and_bias(norm), GroupNormSpec(norm.num_groups, norm.eps, upcast)
+    return weight_and_bias(norm), GroupNormSpec(norm.num_groups, norm.eps, upcast)
 
 
-def layer_norm_eps(module: nn.Module | None, trust: Trust) -> tuple[tuple[Slot, Slot], float]:
-    """Slots and epsilon of a layer norm over the last dimension."""
-    norm: Any = demand_type(module, LAYER_NORM)
+def layer_norm_eps(module: nn.Module | None, trust: Trust, *expected: str) -> tuple[tuple[Slot, Slot], float]:
+    """Slots and epsilon of a layer norm over the last dimension, of torch's class or an `expected` one."""
+    norm: Any = demand_type(module, *(expected or (LAYER_NORM,)))
     demand_clean(norm, trust)
     if len(norm.normalized_shape) != 1:
         raise LayoutError(f"LayerNorm is over {norm.normalized_shape}, expected one dimension")
-    return _weight_and_bias(norm), norm.eps
+    return weight_and_bias(norm), norm.eps
 
 
 def children(module: nn.Module | None, expected: str, count: int, trust: Trust) -> tuple[nn.Module, ...]:
@@ -229,7 +229,8 @@ def demand_no_dropout(module: nn.Module, trust: Trust) -> None:
         raise LayoutError(f"dropout of {dropout.p}")
 
 
-def _weight_and_bias(module: nn.Module) -> tuple[Slot, Slot]:
+def weight_and_bias(module: nn.Module) -> tuple[Slot, Slot]:
+    """Slots of a layer that has both, though the bias may be None."""
     for name in ("weight", "bias"):
         if name not in module._parameters:
             raise LayoutError(f"{type(module).__name__} has no parameter {name!r}")
