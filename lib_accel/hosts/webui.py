@@ -144,7 +144,7 @@ class WebuiHost:
             networks.network_apply_weights(layer)
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
-        """The parts of the checkpoint that is loaded, and the control models that sd-webui-controlnet keeps."""
+        """The parts of the loaded checkpoint, and the control models that sd-webui-controlnet keeps."""
         checkpoint = sd_models.model_data.sd_model
         found = [(name, _at(checkpoint, path)) for name, path in _PARTS]
         found += [(f"ControlNet {name}", model) for name, model in _control_models()]
