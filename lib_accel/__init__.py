@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lib_accel.engine import Engine
+    from lib_accel.hosts.diffusers import Handle, accelerate
     from lib_accel.options import Options
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "Options", "__version__"]
+__all__ = ["Engine", "Handle", "Options", "__version__", "accelerate"]
 
-_HOMES = {"Engine": "lib_accel.engine", "Options": "lib_accel.options"}
+_HOMES = {
+    "Engine": "lib_accel.engine",
+    "Handle": "lib_accel.hosts.diffusers",
+    "Options": "lib_accel.options",
+    "accelerate": "lib_accel.hosts.diffusers",
+}
 
 
 def __getattr__(name: str) -> Any:

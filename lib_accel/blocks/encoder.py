@@ -19,9 +19,9 @@ class EncoderWeights(NamedTuple):
 
     norm1: Tensor  # (channels,)
     norm1_bias: Tensor
-    query: Tensor  # (channels, channels), as are key, value and out; or all three in one, (3 * channels, channels)
+    query: Tensor  # (channels, channels), as are the next three; or (3 * channels, channels) for all of them
     query_bias: Tensor | None
-    key: Tensor | None  # None where `query` is all three, as is value
+    key: Tensor | None  # None where `query` holds it, as is value
     key_bias: Tensor | None
     value: Tensor | None
     value_bias: Tensor | None
@@ -42,13 +42,14 @@ class EncoderSpec(NamedTuple):
     eps: tuple[float, float]  # of both norms
     activation: str  # a key of ACTIVATIONS
     tokens_first: bool = False  # (tokens, batch, channels) in and out
-    norm_keeps_dtype: bool = False  # a norm returns the dtype it is given, whatever it computes in
 
 
 class Mask(NamedTuple):
     """Which tokens a token attends to: those before it, or as the tensor says, or all."""
 
-    bias: Tensor | None = None  # added to the scores; broadcasts to (batch, heads, tokens, tokens)
+    # Added to the scores, or if it is boolean, true where a token attends; broadcasts to
+    # (batch, heads, tokens, tokens).
+    bias: Tensor | None = None
     is_causal: bool = False  # only where there is no bias
 
 
@@ -70,18 +71,13 @@ def encoder_layer(x: Tensor, mask: Mask, weights: EncoderWeights, spec: EncoderS
     w = weights
     if spec.tokens_first:
         x = x.transpose(0, 1)
-    normed = _norm(x, w.norm1, w.norm1_bias, spec.eps[0], spec, rules)
+    normed = layer_norm(x, w.norm1, w.norm1_bias, spec.eps[0], rules)
     mixed = _attend(*_project(normed, w, rules), mask, spec.heads, rules)
     x = x + linear(mixed, w.out, w.out_bias, rules)
-    normed = _norm(x, w.norm2, w.norm2_bias, spec.eps[1], spec, rules)
+    normed = layer_norm(x, w.norm2, w.norm2_bias, spec.eps[1], rules)
     hidden = ACTIVATIONS[spec.activation](linear(normed, w.hidden, w.hidden_bias, rules))
     x = x + linear(hidden, w.proj, w.proj_bias, rules)
     return x.transpose(0, 1) if spec.tokens_first else x
-
-
-def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, spec: EncoderSpec, rules: Rules) -> Tensor:
-    normed = layer_norm(x, weight, bias, eps, rules)
-    return normed.to(x.dtype) if spec.norm_keeps_dtype else normed
 
 
 def _project(normed: Tensor, w: EncoderWeights, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,10 +90,22 @@ def _project(normed: Tensor, w: EncoderWeights, rules: Rules) -> tuple[Tensor, T
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask, heads: int, rules: Rules) -> Tensor:
-    query, key, value, bias = cast(rules.matmul, query, key, value, mask.bias)
+    query, key, value = cast(rules.matmul, query, key, value)
+    bias = _fit(mask.bias, query.dtype)
     batch, tokens, channels = query.shape
     query, key, value = (
         t.view(batch, tokens, heads, channels // heads).transpose(1, 2) for t in (query, key, value)
     )
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=mask.is_causal)
     return mixed.transpose(1, 2).reshape(batch, tokens, channels)
+
+
+def _fit(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as attention in `dtype` takes it.
+
+    The lowest number of a wider dtype becomes the lowest of this one. As -inf, which rounding makes of it, a
+    row that is all masked would be NaN.
+    """
+    if bias is None or bias.dtype in (torch.bool, dtype):
+        return bias
+    return bias.to(dtype).clamp(min=torch.finfo(dtype).min)

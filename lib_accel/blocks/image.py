@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_accel.blocks.convolution import ConvSpec
-from lib_accel.blocks.ops import GroupNormSpec, attention, conv2d, group_norm, linear
+from lib_accel.blocks.ops import GroupNormSpec, attention, cast, conv2d, group_norm, linear
 from lib_accel.blocks.rules import Rules
 from lib_accel.blocks.sample import ConvWeights
 
@@ -38,14 +38,17 @@ class ImageAttentionSpec(NamedTuple):
 def image_attention(
     x: Tensor, weights: ImageAttentionWeights, spec: ImageAttentionSpec, rules: Rules
 ) -> Tensor:
-    """`out(attention(norm(x))) + x` between the positions of an image (batch, channels, height, width)."""
+    """`x + out(attention(norm(x)))` between the positions of an image (batch, channels, height, width)."""
     w = weights
-    tokens = group_norm(x, w.norm, w.norm_bias, spec.norm, rules).flatten(2).transpose(1, 2)
+    normed = group_norm(x, w.norm, w.norm_bias, spec.norm, rules)
+    (normed,) = cast(rules.matmul, normed)  # once for three projections
+    tokens = normed.flatten(2).transpose(1, 2).contiguous()  # else torch adds each bias in a step of its own
     query = linear(tokens, w.query.flatten(1), w.query_bias, rules)
     key = linear(tokens, w.key.flatten(1), w.key_bias, rules)
     value = linear(tokens, w.value.flatten(1), w.value_bias, rules)
     mixed = linear(attention(query, key, value, spec.heads, rules), w.out.flatten(1), w.out_bias, rules)
-    return mixed.transpose(1, 2).reshape(x.shape) + x
+    # The image comes first: the result is laid out in memory as it is, not as the tokens are.
+    return x + mixed.transpose(1, 2).reshape(x.shape)
 
 
 def shrink(x: Tensor, weights: ConvWeights, spec: ConvSpec, rules: Rules) -> Tensor:

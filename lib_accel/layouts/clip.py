@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lib_accel.blocks.encoder import EncoderSpec, Mask
@@ -24,6 +26,12 @@ _ACTIVATIONS = {
     "transformers.activations.GELUActivation": "gelu",
 }
 
+# Those of the package compute attention and nothing else; under other names anything may be registered.
+_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+# What a layer is handed on and makes no use of.
+_PASSED_ON = frozenset(("output_hidden_states", "return_dict"))
+
 # Transformers 5 hooks the layers of a model to keep what they return, where that is asked for. What attention
 # returns beside its result, nobody asks a text encoder for; see _inputs.
 _CAPTURE = "transformers.utils.output_capturing"
@@ -37,6 +45,9 @@ def _read(layer: Any, trust: Trust) -> Reading:
     attention, mlp = layer.self_attn, layer.mlp
     reading.demand_type(attention, *_ATTENTION)
     reading.demand_clean(attention, trust, harmless_hooks=_CAPTURE)
+    implementation = getattr(attention.config, "_attn_implementation", "eager")
+    if implementation not in _IMPLEMENTATIONS:
+        raise LayoutError(f"attention is computed by {implementation!r}")
     if attention.dropout and attention.training:
         raise LayoutError(f"attention dropout of {attention.dropout}")
     reading.demand_clean(reading.demand_type(mlp, _MLP), trust)
@@ -58,21 +69,23 @@ def _inputs(
     causal_attention_mask: Tensor | None = None,
     output_attentions: bool | None = False,
     *,
-    is_causal: bool = False,
+    is_causal: bool | None = False,
     **kwargs: Any,
 ) -> Inputs:
     if output_attentions or _collects_attentions():
         raise LayoutError("the attention's weights are asked for")
-    unknown = {name for name, value in kwargs.items() if value} - {"output_hidden_states", "return_dict"}
-    if unknown:
+    # Not by their truth, as a tensor may be among them.
+    given = {name for name, value in kwargs.items() if value is not None and value is not False}
+    if unknown := given - _PASSED_ON:
         raise LayoutError(f"CLIPEncoderLayer is called with {', '.join(sorted(unknown))}")
     masks = [mask for mask in (attention_mask, causal_attention_mask) if mask is not None]
     if any(not isinstance(mask, Tensor) or mask.dim() != 4 for mask in masks):
         raise LayoutError("CLIPEncoderLayer is called with a mask of another form than scores have")
-    if len(masks) == 2:
-        return Inputs(hidden_states, context=Mask(masks[0] + masks[1]))
-    bias = masks[0] if masks else None
-    return Inputs(hidden_states, context=Mask(bias, is_causal and bias is None))
+    if not masks:
+        return Inputs(hidden_states, context=Mask(None, bool(is_causal)))
+    if len(masks) == 2 and any(mask.dtype is torch.bool for mask in masks):
+        raise LayoutError("CLIPEncoderLayer is called with two masks that do not add up")
+    return Inputs(hidden_states, context=Mask(masks[0] if len(masks) == 1 else masks[0] + masks[1]))
 
 
 def _collects_attentions() -> bool:
@@ -80,10 +93,15 @@ def _collects_attentions() -> bool:
     return collector is not None and "attentions" in (collector.get() or ())
 
 
-def _output(layer: nn.Module, result: Tensor, kwargs: Mapping[str, Any]) -> Any:
-    # Before transformers 5 a layer took both masks, and returned a tuple.
-    takes_both = "causal_attention_mask" in inspect.signature(type(layer).forward).parameters
-    return (result,) if takes_both else result
+def _output(layer: Any, result: Tensor, kwargs: Mapping[str, Any]) -> Any:
+    # Before transformers 5 a layer and its attention took two masks, and the layer returned a tuple. Asks the
+    # attention, whose forward is the package's own, as _read saw: the layer's may be wrapped by anybody.
+    return (result,) if _takes_two_masks(type(layer.self_attn).forward) else result
+
+
+@functools.lru_cache(maxsize=8)
+def _takes_two_masks(forward: Callable[..., Any]) -> bool:
+    return "causal_attention_mask" in inspect.signature(forward).parameters
 
 
 ENTRIES: tuple[Entry, ...] = (

@@ -16,7 +16,9 @@ from lib_accel.layouts.slots import Slot
 _HOME = "open_clip.transformer"
 _ATTENTION = "torch.nn.modules.activation.MultiheadAttention"
 _OUT = "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
-_KEEPS_DTYPE = f"{_HOME}.LayerNorm"
+
+# OpenCLIP's own returns the dtype it is given. The linear layer after it casts either to the same.
+_NORMS = (LAYER_NORM, f"{_HOME}.LayerNorm")
 _ACTIVATIONS = {"torch.nn.modules.activation.GELU": "gelu", f"{_HOME}.QuickGELU": "quick_gelu"}
 
 
@@ -27,26 +29,20 @@ def _candidates(layer: nn.Module, trust: Trust) -> list[Candidate]:
 def _read(layer: Any, trust: Trust) -> Reading:
     for scale in (layer.ls_1, layer.ls_2):
         reading.demand_clean(reading.demand_type(scale, IDENTITY), trust)
-    if "attention" in layer.__dict__:
-        raise LayoutError("ResidualAttentionBlock has an attention of its own")
+    function = getattr(layer.attention, "__func__", layer.attention)
+    if not reading.is_original(type(layer), function) and not trust(function):
+        raise LayoutError("ResidualAttentionBlock.attention was replaced")
     hidden, activation, out = reading.children(layer.mlp, SEQUENTIAL, 3, trust)
     reading.demand_clean(reading.demand_type(activation, *_ACTIVATIONS), trust)
     if getattr(activation, "approximate", "none") != "none":
         raise LayoutError(f"GELU approximated by {activation.approximate}")
-    norm1, eps1 = _norm(layer.ln_1, trust)
-    norm2, eps2 = _norm(layer.ln_2, trust)
-    keeps = reading.class_name(type(layer.ln_1)) == _KEEPS_DTYPE
-    if type(layer.ln_1) is not type(layer.ln_2):
-        raise LayoutError("both norms of a ResidualAttentionBlock are of different classes")
+    norm1, eps1 = reading.layer_norm_eps(layer.ln_1, trust, *_NORMS)
+    norm2, eps2 = reading.layer_norm_eps(layer.ln_2, trust, *_NORMS)
     slots = (*norm1, *_attention(layer.attn, trust), *norm2)
     slots += reading.linear_slots(hidden, trust) + reading.linear_slots(out, trust)
     name = _ACTIVATIONS[reading.class_name(type(activation))]
     heads, tokens_first = layer.attn.num_heads, not layer.attn.batch_first
-    return Reading(slots, EncoderSpec(heads, (eps1, eps2), name, tokens_first, keeps))
-
-
-def _norm(norm: Any, trust: Trust) -> tuple[tuple[Slot, Slot], float]:
-    return reading.layer_norm_eps(norm, trust, LAYER_NORM, _KEEPS_DTYPE)
+    return Reading(slots, EncoderSpec(heads, (eps1, eps2), name, tokens_first))
 
 
 def _attention(attention: Any, trust: Trust) -> tuple[Slot, ...]:
@@ -70,7 +66,7 @@ def _inputs(
         raise LayoutError(
             "ResidualAttentionBlock is called with a mask of another form than (tokens, tokens)"
         )
-    return Inputs(q_x, context=Mask(None if attn_mask is None else attn_mask.to(q_x.dtype)))
+    return Inputs(q_x, context=Mask(attn_mask))
 
 
 ENTRIES: tuple[Entry, ...] = (Unit(f"{_HOME}.ResidualAttentionBlock", _candidates, _inputs),)

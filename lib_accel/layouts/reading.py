@@ -17,6 +17,8 @@ from lib_accel.layouts.slots import Slot
 
 Trust = Callable[[Callable[..., Any]], bool]
 
+COMPILED = "compiled by torch.compile"
+
 _PADDING_MODES = {"zeros": False, "circular": True}
 
 
@@ -82,6 +84,11 @@ def is_original(owner: type, method: Callable[..., Any]) -> bool:
     return home is not None and any(home == base.__module__ for base in owner.__mro__)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile was asked to run this module, in place or by another around it."""
+    return "_orig_mod" in module._modules or module.__dict__.get("_compiled_call_impl") is not None
+
+
 def demand_clean(module: nn.Module, trust: Trust, harmless_hooks: str = "") -> None:
     """Raises LayoutError, with the reason, if calling `module` would do more than its class's own code.
 
@@ -89,6 +96,8 @@ def demand_clean(module: nn.Module, trust: Trust, harmless_hooks: str = "") -> N
     do not count.
     """
     owner = type(module)
+    if is_compiled(module):
+        raise LayoutError(f"{owner.__name__} is {COMPILED}")
     for base, name in product(owner.__mro__, METHODS):
         method = base.__dict__.get(name)
         if method is not None and not is_original(owner, method) and not trust(method):

@@ -46,7 +46,9 @@ def entries(package: str) -> tuple[Entry, ...]:
     )
 
 
-def _inputs(x: Tensor) -> Inputs:
+def _inputs(x: Tensor | None = None, **options: Any) -> Inputs:
+    if x is None or options:
+        raise LayoutError(f"called with {', '.join(options) or 'nothing'}")
     return Inputs(x)
 
 
@@ -135,6 +137,10 @@ def _attention(block: Any, names: Names, trust: Trust) -> Candidate:
 def _read_attention(block: Any, names: Names, trust: Trust) -> Reading:
     reading.demand_type(block, *names.attention)
     reading.demand_clean(block, trust)
+    method = getattr(block, "attention", None)  # of sgm's classes, whose forward calls it
+    function = getattr(method, "__func__", method)
+    if function is not None and not reading.is_original(type(block), function) and not trust(function):
+        raise LayoutError(f"{type(block).__name__}.attention was replaced")
     norm_slots, norm = reading.group_norm_spec(block.norm, trust)
     slots: tuple[Slot, ...] = norm_slots
     for projection in (block.q, block.k, block.v, block.proj_out):

@@ -1,0 +1,269 @@
+"""diffusers: `accelerate(pipe)` and the handle that it returns.
+
+Nothing here imports diffusers by name: pipelines and models are known by their attributes and class names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import time
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import fields, replace
+from numbers import Real
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from lib_accel.engine import Engine
+from lib_accel.errors import OptionError, PipelineError
+from lib_accel.layouts.reading import class_name
+from lib_accel.lora.formats import LoraError, read_network
+from lib_accel.lora.fusion import Fused, Fuser, Wanted
+from lib_accel.options import Options
+from lib_accel.patching import junction
+from lib_accel.report import Report
+
+_UNET = "diffusers.models.unets.unet_2d_condition.UNet2DConditionModel"
+
+# Where diffusers 0.32 and later, or else before, has the models that a pipeline may be given later.
+_CONTROL_MODELS = ("diffusers.models.controlnets.controlnet", "diffusers.models.controlnet")
+
+_NEVER = (0,)  # the models at the time when a module was last looked for; no id is 0
+
+# The components that a LoRA may change.
+_FUSED = ("unet", "text_encoder", "text_encoder_2")
+
+Lora = tuple[
+    str | Path | Mapping[str, Tensor], float, float
+]  # file or state dict, text encoder's scale, UNet's
+
+
+def accelerate(pipe: Any, **options: Any) -> Handle:
+    """Runs the models of a diffusers pipeline from our own code, until the handle is told to stop.
+
+    pipe: any pipeline whose UNet is a UNet2DConditionModel. Pipelines that share its models (`from_pipe`) are
+    accelerated with it; models that it is given later, a ControlNet say, are found when they are called.
+    options: fields of lib_accel.Options. No module, attribute or key of a state dict changes.
+
+    Raises PipelineError if there is no such UNet, or if it is accelerated already, and OptionError.
+    """
+    wanted = _options(options)
+    unet = _unwrapped(getattr(pipe, "unet", None))
+    home = next((kind for kind in type(unet).__mro__ if class_name(kind) == _UNET), None)
+    if unet is None or home is None:
+        found = (
+            f"{type(pipe).__name__} without a UNet" if unet is None else f"a UNet of {type(unet).__name__}"
+        )
+        raise PipelineError(
+            f"accelerate: got {found}, expected a pipeline whose UNet is a UNet2DConditionModel"
+        )
+    if junction(home, "forward").taker(unet) is not None:
+        raise PipelineError(
+            f"accelerate: the UNet of this {type(pipe).__name__} is accelerated already; "
+            "use the first handle, or call its detach() before"
+        )
+    return Handle(pipe, wanted)
+
+
+def _options(given: Mapping[str, Any]) -> Options:
+    known = [option.name for option in fields(Options)]
+    for name in given:
+        if name not in known:
+            raise OptionError(f"{name}: no such option, expected one of {', '.join(known)}")
+    return Options(**given)
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module itself, where torch.compile returned another around it."""
+    return getattr(model, "_orig_mod", model)
+
+
+class Handle:
+    """An accelerated pipeline; made by `accelerate`.
+
+    It may be dropped: acceleration lasts as long as the UNet does, or until `detach`. LoRAs then stay.
+    """
+
+    def __init__(self, pipe: Any, options: Options) -> None:
+        self._host = DiffusersHost(pipe, options)
+        self._engine = Engine(self._host)
+        self._fuser: Fuser | None = None  # keeps copies of weights, so it is there only while it is needed
+        self._fused_models: Mapping[str, nn.Module] = {}
+        for home in _CONTROL_MODELS:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(home)
+                break
+        self._engine.attach()
+        self._lifetime = _Lifetime(self._host, self._engine)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether blocks run from our code; takes effect at the next call of a model. Networks stay fused."""
+        return self._host.wanted.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._host.wanted = replace(self._host.wanted, enabled=value)
+
+    def set_loras(self, loras: Sequence[Lora]) -> Fused:
+        """Fuses exactly these LoRAs into the weights, instead of those that were; none gives the bits back.
+
+        loras: (path or state dict, scale for the text encoders, scale for the UNet). While networks are fused
+        the weights are the handle's: who else writes to them loses that at the next change.
+
+        Raises LoraError, before any weight is changed, if a file cannot be read, does not fit or is broken.
+        """
+        wanted = [_wanted(lora) for lora in loras]
+        began = time.perf_counter()
+        fused = self._current_fuser().fuse(wanted)
+        if not wanted:
+            self._fuser = None
+        self._engine.generation.fuse_s += time.perf_counter() - began
+        self._engine.generation.networks = len(wanted)
+        return fused
+
+    def _current_fuser(self) -> Fuser:
+        """The fuser of the pipeline's models, which may be others than before; those lose their networks."""
+        models = self._host.components(_FUSED)
+        if self._fuser is not None and models != dict(self._fused_models):
+            self._fuser.restore()
+            self._fuser = None
+        if self._fuser is None:
+            self._fuser = Fuser(models)
+            self._fused_models = weakref.WeakValueDictionary(models)
+        return self._fuser
+
+    def begin_generation(self) -> None:
+        """Starts the counters of `report().generation` anew."""
+        self._engine.begin_generation()
+
+    def report(self) -> Report:
+        """What runs how, and why. The generation is all that happened since the latest begin_generation."""
+        return self._engine.report()
+
+    def detach(self) -> None:
+        """Takes all LoRAs off and leaves the models as they had been; harmless to repeat."""
+        try:
+            if self._fuser is not None:
+                self.set_loras([])
+        finally:
+            self._lifetime.end()
+
+
+def _wanted(lora: Lora) -> Wanted:
+    is_triple = isinstance(lora, (tuple, list)) and len(lora) == 3
+    if not is_triple or not all(isinstance(scale, Real) for scale in lora[1:]):
+        shown = f"{len(lora)} values" if isinstance(lora, (tuple, list)) else type(lora).__name__
+        raise LoraError(
+            f"set_loras: got {'no numbers for scales' if is_triple else shown}, "
+            "expected (path or state dict, scale for the text encoders, scale for the UNet) for each LoRA"
+        )
+    source, te_scale, unet_scale = lora
+    return Wanted(read_network(source), te_scale, unet_scale)
+
+
+class _Lifetime:
+    """Detaches an engine when its pipeline's UNet is gone, whichever UNet the pipeline has by then."""
+
+    def __init__(self, host: DiffusersHost, engine: Engine) -> None:
+        self._host, self._engine = host, engine
+        self._wait()
+
+    def _wait(self) -> None:
+        unet = self._host.components(_FUSED[:1]).get("unet")
+        if unet is None:
+            self._engine.detach()
+        else:
+            self._waiting = weakref.finalize(unet, self._wait)
+            self._waiting.atexit = False  # or it would wait anew for ever, with the UNet alive
+
+    def end(self) -> None:
+        """Detaches it now."""
+        self._waiting.detach()
+        self._engine.detach()
+
+
+class DiffusersHost:
+    """host.Host for one pipeline."""
+
+    network_mark: str | None = None  # networks are fused when they are set, not when a layer is next called
+
+    def __init__(self, pipe: Any, options: Options) -> None:
+        self.wanted = options
+        self._pipe = weakref.ref(pipe)
+        # None for what is the pipeline's; for what is not, the pipeline's models at that time.
+        self._owned: WeakKeyDictionary[nn.Module, tuple[int, ...] | None] = WeakKeyDictionary()
+        self._models: dict[str, weakref.ref[nn.Module]] = {}
+        self._take_stock()
+
+    def owns(self, module: nn.Module) -> bool:
+        """Whether the module is part of one of the pipeline's models, also of one that it was given later."""
+        seen_with = self._owned.get(module, _NEVER)
+        if seen_with is None:
+            return True
+        now = tuple(map(id, self._live().values()))
+        if seen_with != now:
+            self._take_stock()
+            if self._owned.get(module, _NEVER) is None:
+                return True
+            self._owned[module] = now
+        return False
+
+    def _take_stock(self) -> None:
+        live = self._live()
+        if not live:  # the pipeline is gone; its models may be in use by another
+            return
+        self._models = {name: weakref.ref(model) for name, model in live.items()}
+        for model in live.values():
+            for module in model.modules():
+                self._owned[module] = None
+
+    def _live(self) -> dict[str, nn.Module]:
+        """The models that are the pipeline's now; not `components`, which takes longer than a small block."""
+        pipe = self._pipe()
+        found: dict[str, nn.Module] = {}
+        for name, component in [] if pipe is None else list(vars(pipe).items()):
+            members = component if isinstance(component, (list, tuple)) else [component]
+            models = [member for member in members if isinstance(member, nn.Module)]
+            for number, model in enumerate(models, 1):
+                found[name if len(models) == 1 else f"{name} {number}"] = model
+        return found
+
+    def components(self, names: Sequence[str]) -> dict[str, nn.Module]:
+        """Those of the named components that the pipeline has, or had when it was last asked."""
+        models = dict(self.models())
+        return {name: _unwrapped(models[name]) for name in names if name in models}
+
+    def options(self) -> Options:
+        """What the handle was told."""
+        return self.wanted
+
+    def stand_aside_reasons(self) -> Sequence[str]:
+        """None: diffusers' modes are seen in the modules themselves."""
+        return ()
+
+    def attention_reasons(self) -> Sequence[str]:
+        """None: a processor that computes something else is seen in the attention itself."""
+        return ()
+
+    def trusts(self, method: Callable[..., Any]) -> bool:
+        """Whether it is the packages' own, decorated; not accelerate's, which moves weights around a call."""
+        home = getattr(method, "__globals__", {}).get("__name__", "")
+        return home.split(".")[0] in ("diffusers", "transformers", "torch")
+
+    def wanted_networks(self) -> tuple[Hashable, ...]:
+        """None that a layer would have to look for; see Handle.set_loras."""
+        return ()
+
+    def apply_networks(self, layer: nn.Module) -> None:
+        """Nothing is left to do."""
+
+    def models(self) -> Sequence[tuple[str, nn.Module]]:
+        """The pipeline's models by the names of its components."""
+        self._take_stock()
+        live = ((name, reference()) for name, reference in self._models.items())
+        return [(name, model) for name, model in live if model is not None]

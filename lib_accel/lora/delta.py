@@ -1,0 +1,56 @@
+"""The weight change of each kind of network, as two factors whose product it is.
+
+Factors instead of the product: those of all networks of a layer are laid side by side and cost one matrix
+product, whatever their number. All is float32, on the device of the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_INPAINT_CHANNELS, _LATENT_CHANNELS = 9, 4
+
+
+class Factors(NamedTuple):
+    """A weight change `up @ down`: up (out, rank), down (rank, in * height * width)."""
+
+    up: Tensor
+    down: Tensor
+
+
+def lora_factors(down: Tensor, up: Tensor, strength: float) -> Factors:
+    """LoRA, and LoCon: `strength * up @ down`.
+
+    down: (rank, in) or (rank, in, height, width); up: (out, rank) or (out, rank, 1, 1). Convolving with the
+    down kernel and then with the 1x1 up kernel is the same as once with their product over the rank.
+    Source: LoRA, arXiv:2106.09685, section 4.1; for convolutions LoCon of LyCORIS, arXiv:2309.14859.
+    """
+    return Factors(strength * up.float().flatten(1), down.float().flatten(1))
+
+
+def tucker_down(mid: Tensor, down: Tensor) -> Tensor:
+    """LoCon with a mid tensor: its down kernel, `[p, i, h, w] = sum over q of mid[p, q, h, w] * down[q, i]`.
+
+    mid: (rank, rank, height, width), down: (rank, in) or (rank, in, 1, 1); result: (rank, in, height, width).
+    It is a Tucker decomposition of the weight change. Source: LoCon of LyCORIS, arXiv:2309.14859.
+    """
+    rank, inner, (height, width) = mid.shape[0], down.shape[1], mid.shape[2:]
+    taps = mid.float().flatten(2).transpose(1, 2)  # (rank, height * width, rank)
+    result = torch.zeros(rank, height * width, inner, device=mid.device)
+    result.baddbmm_(taps, down.float().flatten(1).expand(rank, -1, -1))  # in place: autocast leaves it alone
+    return result.transpose(1, 2).reshape(rank, inner, height, width)
+
+
+def for_inpainting(down: Tensor) -> Tensor:
+    """A down kernel for 4 latent channels, as one for an inpainting UNet's 9 with zeros for the other 5."""
+    return torch.nn.functional.pad(down, (0, 0, 0, 0, 0, _INPAINT_CHANNELS - _LATENT_CHANNELS))
+
+
+def needs_inpainting(have: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether `for_inpainting` turns factors for a weight of the shape `have` into ones for `wanted`."""
+    as_latents = (wanted[0], _LATENT_CHANNELS, *wanted[2:])
+    return len(wanted) == 4 and wanted[1] == _INPAINT_CHANNELS and tuple(have) == as_latents
