@@ -1,6 +1,7 @@
 """Runs the project's commands in an environment of its own; needs nothing but Python 3.10 or newer.
 
-`test` and `check` make `.venv` beside this file and keep it in step with the requirement files.
+`demo`, `bench`, `test` and `check` make `.venv` beside this file, install there what they need, and keep it
+in step with the requirement files. `doctor` runs in any Python, and installs nothing unless told to.
 `host-test` and `bench-webui` use an installed webui and its own environment, and install nothing.
 """
 
@@ -10,16 +11,44 @@ import argparse
 import hashlib
 import inspect
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
-STAMP = VENV / "requirements.sha256"
-REQUIREMENTS = ROOT / "requirements-dev.txt"
-REQUIREMENTS_WITHOUT_DEPS = ROOT / "requirements-dev-nodeps.txt"
+
+
+class RequirementSet(NamedTuple):
+    """What a group of commands needs; `.venv` keeps a stamp of each set that it has."""
+
+    name: str
+    files: tuple[str, ...]  # for `pip install -r`
+    files_without_deps: tuple[str, ...] = ()
+    includes: tuple[RequirementSet, ...] = ()  # sets whose files the ones above name
+
+    def fingerprint(self) -> str:
+        """A digest of what the files say: equal if and only if nothing needs to be installed again."""
+        digest = hashlib.sha256()
+        for part in self.includes:
+            digest.update(part.fingerprint().encode())
+        for name in (*self.files, *self.files_without_deps):
+            digest.update(hashlib.sha256((ROOT / name).read_bytes()).digest())
+        return digest.hexdigest()
+
+    def stamp(self) -> Path:
+        return VENV / f"installed-{self.name}.sha256"
+
+    def is_installed(self) -> bool:
+        return self.stamp().is_file() and self.stamp().read_text() == self.fingerprint()
+
+
+FOR_USE = RequirementSet("use", ("requirements.txt",))
+FOR_TESTS = RequirementSet("tests", ("requirements-dev.txt",), ("requirements-dev-nodeps.txt",), (FOR_USE,))
+SETS = (FOR_USE, FOR_TESTS)
 
 # What a folder must hold to be taken for a webui.
 WEBUI_FILES = ("launch.py", "modules/processing.py")
@@ -41,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # as a shell reports a command that was interrupted
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     for name, command, usage in (
+        ("demo", demo, "[ARGUMENT ...]"),
+        ("bench", bench, "[ARGUMENT ...]"),
+        ("doctor", doctor, "[--install] [ARGUMENT ...]"),
         ("test", test, "[PYTEST ARGUMENT ...]"),
         ("check", check, ""),
         ("host-test", host_test, "[--webui DIR] [--venv DIR] [ARGUMENT ...]"),
@@ -63,14 +97,40 @@ def _parser() -> argparse.ArgumentParser:
             usage=f"run.py {name} [-h] {usage}",
             allow_abbrev=False,
             formatter_class=_AS_IS,
+            # Those two have many options of their own, and list them themselves.
+            add_help=command not in (demo, bench),
         )
         sub.set_defaults(command=command)
+        if "--install" in usage:
+            sub.add_argument("--install", action="store_true", help="make .venv first, as for demo")
         if "--webui" in usage:
             sub.add_argument("--webui", metavar="DIR", help="the webui's checkout (default: $SD_WEBUI_ROOT)")
             sub.add_argument(
                 "--venv", metavar="DIR", help="the webui's environment (default: $SD_WEBUI_VENV)"
             )
     return parser
+
+
+def demo(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Makes pictures with and without acceleration, and compares them."""
+    return _run_library("demo", rest)
+
+
+def bench(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Measures speed with diffusers."""
+    return _run_library("bench", rest)
+
+
+def doctor(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Says what works on this machine, and what to do about the rest.
+
+    Looks at .venv if there is one, or else at the Python that runs this file; installs nothing.
+    Other arguments go to `python -m lib_accel doctor` as they are:
+      --json        the same as data
+      --report      the same to copy into an issue
+      --webui DIR   a webui to look at
+    """
+    return _run_module("doctor", rest, _python_with(FOR_USE) if arguments.install else _python_at_hand())
 
 
 def test(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -82,7 +142,7 @@ def test(arguments: argparse.Namespace, rest: list[str]) -> int:
       run.py test -m gpu        the tests that need a CUDA device
       run.py test -m slow       the tests that take long
     """
-    return _run([_python_of_project(), "-m", "pytest", *rest])
+    return _run([_python_with(FOR_TESTS), "-m", "pytest", *rest])
 
 
 def check(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -92,7 +152,7 @@ def check(arguments: argparse.Namespace, rest: list[str]) -> int:
     """
     if rest:
         raise RunError(f"check: got {' '.join(rest)!r}, expected no arguments; leave them out")
-    python = _python_of_project()
+    python = _python_with(FOR_TESTS)
     tools = (["ruff", "format", "--check"], ["ruff", "check"], ["mypy"])
     failed = [" ".join(tool) for tool in tools if _run([python, "-m", *tool]) != 0]
     if failed:
@@ -163,34 +223,56 @@ def _python_in(venv: Path) -> Path:
     return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def _python_of_project() -> Path:
-    """The Python of `.venv`, which is made and brought in step with the requirement files if it is not."""
+def _run_library(command: str, words: list[str]) -> int:
+    # Nobody should have to install torch to read what the options are.
+    wants_help = not {"-h", "--help"}.isdisjoint(words)
+    return _run_module(command, words, _python_at_hand() if wants_help else _python_with(FOR_USE))
+
+
+def _run_module(command: str, words: list[str], python: Path) -> int:
+    """`python -m lib_accel`, in the caller's folder, which relative paths among the words are meant from."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return _run(
+        [python, "-m", "lib_accel", command, *words],
+        folder=Path.cwd(),
+        # The second one keeps what lies in that folder from being imported (Python 3.11 or newer).
+        environment={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+    )
+
+
+def _python_at_hand() -> Path:
+    """The Python of `.venv` if there is one, or else the one that runs this file."""
     python = _python_in(VENV)
-    wanted = fingerprint(REQUIREMENTS, REQUIREMENTS_WITHOUT_DEPS)
-    if python.is_file() and STAMP.is_file() and STAMP.read_text() == wanted:
+    return python if python.is_file() else Path(sys.executable)
+
+
+def _python_with(wanted: RequirementSet) -> Path:
+    """The Python of `.venv`, which is made and brought in step with the set's files if it is not."""
+    python = _python_in(VENV)
+    if python.is_file() and wanted.is_installed():
         return python
     if not python.is_file():
-        _must(
-            [sys.executable, "-m", "venv", "--clear", VENV], "make .venv; is Python's venv module installed?"
-        )
-    STAMP.unlink(missing_ok=True)
+        _make_venv()
+    for each in SETS:  # an installation that is cut off, or changes another set's packages, leaves no stamp
+        each.stamp().unlink(missing_ok=True)
     pip: list[str | Path] = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     print("run.py: installing into .venv (torch is large: the first time takes minutes)", flush=True)
-    _must([*pip, "-r", REQUIREMENTS], f"install {REQUIREMENTS.name}; is a package index within reach?")
-    _must(
-        [*pip, "--no-deps", "-r", REQUIREMENTS_WITHOUT_DEPS],
-        f"install {REQUIREMENTS_WITHOUT_DEPS.name}; is a package index within reach?",
-    )
-    STAMP.write_text(wanted)
+    for options, names in (([], wanted.files), (["--no-deps"], wanted.files_without_deps)):
+        for name in names:
+            _must([*pip, *options, "-r", ROOT / name], f"install {name}; is a package index within reach?")
+    for each in (*wanted.includes, wanted):
+        each.stamp().write_text(each.fingerprint())
     return python
 
 
-def fingerprint(*files: Path) -> str:
-    """A digest of what the files say: equal if and only if nothing needs to be installed again."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+def _make_venv() -> None:
+    hint = "make .venv; is Python's venv module installed? (Debian, Ubuntu: apt install python3-venv)"
+    try:
+        _must([sys.executable, "-m", "venv", "--clear", VENV], hint)
+    except RunError:
+        # Without pip, but with a Python in it, it would be taken for a good one the next time.
+        shutil.rmtree(VENV, ignore_errors=True)
+        raise
 
 
 def _must(command: Sequence[str | Path], aim: str) -> None:
@@ -199,9 +281,12 @@ def _must(command: Sequence[str | Path], aim: str) -> None:
         raise RunError(f"`{' '.join(map(str, command))}` ended with {status}, expected 0; it was to {aim}")
 
 
-def _run(command: Sequence[str | Path]) -> int:
+def _run(
+    command: Sequence[str | Path], *, folder: Path = ROOT, environment: Mapping[str, str] | None = None
+) -> int:
     sys.stdout.flush()
-    return subprocess.run([str(word) for word in command], cwd=ROOT, check=False).returncode
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=folder, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

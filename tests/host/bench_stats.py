@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
-DRAWS = 4000
-SEED = 20240101
+from lib_accel.bench.stats import interval
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,6 @@ class Run:
             )
         steps = [later - earlier for earlier, later in pairwise(answered)]
         return cls(1000 * (answered[0] - asked[0]), 1000 * median(steps), request_s)
-
-
-def interval(ratios: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval of the median of ``ratios``; the same numbers give the same interval."""
-    source = random.Random(SEED)
-    medians = sorted(median(source.choices(ratios, k=len(ratios))) for _ in range(DRAWS))
-    low = round((1 - level) / 2 * (DRAWS - 1))
-    return medians[low], medians[DRAWS - 1 - low]
 
 
 def summary(stock: Sequence[Run], ours: Sequence[Run]) -> dict[str, Any]:

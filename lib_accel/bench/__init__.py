@@ -1,0 +1,1 @@
+"""Stock diffusers against ours: cases, timing, statistics, and what they were measured on."""

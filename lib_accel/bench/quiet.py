@@ -1,0 +1,36 @@
+"""Keeps remarks of other libraries out of a command's output."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import transformers.utils.logging
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the `with` block diffusers, transformers and peft tell errors only, and draw no bars.
+
+    What they remark on is no fault: a missing torchvision, a network without a text encoder's part, a second
+    adapter.
+    """
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", UserWarning)
+        _hush(transformers.utils.logging, undo)
+        # Imported only now, since its import is what transformers remarks on.
+        import diffusers.utils.logging
+
+        _hush(diffusers.utils.logging, undo)
+        yield
+
+
+def _hush(log: Any, undo: contextlib.ExitStack) -> None:
+    undo.callback(log.set_verbosity, log.get_verbosity())
+    log.set_verbosity_error()
+    if log.is_progress_bar_enabled():
+        undo.callback(log.enable_progress_bar)
+        log.disable_progress_bar()
