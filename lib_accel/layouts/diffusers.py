@@ -114,9 +114,9 @@ ENTRIES: tuple[Entry, ...] = (
         for home in ("controlnets.controlnet", "controlnet")
     ),
     *diffusers_attention.ENTRIES,
-    Model(f"{MODELS}.unets.unet_2d_condition.UNet2DConditionModel"),
-    Model(f"{MODELS}.controlnets.controlnet.ControlNetModel"),
-    Model(f"{MODELS}.controlnet.ControlNetModel"),  # of diffusers 0.31 and before
+    Model(f"{MODELS}.unets.unet_2d_condition.UNet2DConditionModel", denoises=True),
+    Model(f"{MODELS}.controlnets.controlnet.ControlNetModel", denoises=True),
+    Model(f"{MODELS}.controlnet.ControlNetModel", denoises=True),  # of diffusers 0.31 and before
     Model(f"{MODELS}.autoencoders.vae.Decoder"),
     Model(f"{MODELS}.autoencoders.vae.Encoder"),
 )

@@ -52,6 +52,7 @@ class Model(NamedTuple):
     """A class of models whose own loop calls the units."""
 
     path: str
+    denoises: bool = False  # a UNet or control model: its calls are counted
 
 
 Entry = Unit | UNet | Model
