@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from ldm.modules import attention as ldm_attention
+from ldm.modules.diffusionmodules import model as ldm_vae
 from torch import nn
 
 from tests.fakes import webui
@@ -242,6 +243,7 @@ FOREIGN = {
     "lambda that is no CondFunc": _own("modules.sd_hijack_utils"),
     "HyperTile around a foreign function": _wrapper_of_hypertile(_own("scripts.some_extension")),
     "HyperTile without what it wraps": _own("hypertile"),
+    "HyperTile around a VAE's attention": _wrapper_of_hypertile(ldm_vae.AttnBlock(32).forward),
 }
 
 
@@ -309,6 +311,17 @@ def test_models_are_the_vae_and_the_text_encoders_too(fakes: SimpleNamespace, ho
     assert list(host.models()) == [("VAE", vae), ("text encoder", encoder)]
     checkpoint.cond_stage_model, checkpoint.conditioner = None, encoders
     assert list(host.models()) == [("VAE", vae), ("text encoders", encoders)]
+
+
+def test_sdxl_names_its_text_encoders_twice_and_they_are_listed_once(
+    fakes: SimpleNamespace, host: Any
+) -> None:
+    encoders = nn.ModuleList([nn.Linear(1, 1)])
+    for second_name in (encoders, encoders[0]):  # as the base and the refiner have it (modules/sd_hijack.py)
+        fakes.sd_models.model_data.sd_model = SimpleNamespace(
+            cond_stage_model=second_name, conditioner=encoders
+        )
+        assert list(host.models()) == [("text encoders", encoders)]
 
 
 # The extension

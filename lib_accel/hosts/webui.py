@@ -26,13 +26,14 @@ _EQUIVALENT = {
     "networks",  # the Lora extension's layers, which only merge weights first; see apply_networks
 }
 
-# Where a checkpoint keeps the models that we know. SDXL's text encoders are in its conditioner.
+# Where a checkpoint keeps the models that we know.
 _PARTS = (
     ("UNet", "model.diffusion_model"),
     ("VAE", "first_stage_model"),
     ("text encoder", "cond_stage_model"),
-    ("text encoders", "conditioner"),
 )
+# SDXL's text encoders are here. The webui gives them the older name too (modules/sd_hijack.py).
+_CONDITIONER = ("text encoders", "conditioner")
 
 
 class _Generation(NamedTuple):
@@ -122,7 +123,8 @@ class WebuiHost:
             parts = _parts_of_condfunc(method)
             return bool(parts) and all(map(self.trusts, parts))
         if home == "hypertile":  # installed once and never removed; passes on while it is off
-            return hasattr(method, "__wrapped__") and self.trusts(method.__wrapped__)
+            inner = getattr(method, "__wrapped__", None)
+            return inner is not None and not _is_of_vae(inner) and self.trusts(inner)
         if home in _EQUIVALENT:
             return True
         return home is not None and home.split(".")[0] in ("ldm", "sgm", "torch")
@@ -146,7 +148,9 @@ class WebuiHost:
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         """The parts of the loaded checkpoint, and the control models that sd-webui-controlnet keeps."""
         checkpoint = sd_models.model_data.sd_model
-        found = [(name, _at(checkpoint, path)) for name, path in _PARTS]
+        is_sdxl = isinstance(getattr(checkpoint, "conditioner", None), nn.Module)
+        parts = (*_PARTS[:-1], _CONDITIONER) if is_sdxl else _PARTS
+        found = [(name, _at(checkpoint, path)) for name, path in parts]
         found += [(f"ControlNet {name}", model) for name, model in _control_models()]
         return [(name, model) for name, model in found if isinstance(model, nn.Module)]
 
@@ -165,6 +169,14 @@ def _setting(name: str, default: Any) -> Any:
 
 def _is_training() -> bool:
     return getattr(shared.state, "job", None) in ("train-embedding", "train-hypernetwork")
+
+
+def _is_of_vae(method: Any) -> bool:
+    """Whether HyperTile wraps a VAE's attention, which it does only once that is asked for.
+
+    It may be on or off then. The attention of the UNet is held back while it is on, see attention_reasons.
+    """
+    return type(getattr(method, "__self__", None)).__name__.endswith("AttnBlock")
 
 
 def _parts_of_condfunc(method: Any) -> Sequence[Callable[..., Any]]:

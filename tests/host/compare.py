@@ -10,6 +10,7 @@ from .outcome import Outcome
 
 MAX_STEPS = 2.0  # largest difference of a pixel, in steps of an 8-bit channel
 MEAN_STEPS = 0.05  # mean over a picture
+VALUES = 1e-5  # largest difference of two numbers, as a part of the largest number
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Line:
     direct: int | None = None  # None where the extension is not there
     host: int | None = None
     reasons: dict[str, int] = field(default_factory=dict)
+    values: float | None = None  # largest difference of numbers, as a part of the largest
     stock_s: float = 0.0
     ours_s: float = 0.0
     problems: list[str] = field(default_factory=list)
@@ -34,7 +36,8 @@ class Line:
 
     def __str__(self) -> str:
         """Format as a line of the table."""
-        figures = f"{_number(self.max, '.0f'):>4} {_number(self.mean, '.4f'):>7}"
+        mean = _number(self.mean, ".4f") if self.values is None else _number(self.values, ".0e")
+        figures = f"{_number(self.max, '.0f'):>4} {mean:>7}"
         blocks = f"{_number(self.direct, 'd'):>6} {_number(self.host, 'd'):>6}"
         verdict = "ok" if not self.problems else "FAILED: " + "; ".join(self.problems)
         return f"{self.group + '/' + self.row:44.44} {self.step:34.34} {figures} {blocks}  {verdict}"
@@ -54,6 +57,7 @@ def compare(group: str, row: str, stock: Outcome | None, ours: Outcome) -> Line:
         line.problems += stock.problems
         line.stock_s = stock.seconds
         _compare_pictures(line, stock, ours)
+        _compare_values(line, stock, ours)
         if stock.text != ours.text:
             line.problems.append(f"stock printed {stock.text[-200:]!r}, ours {ours.text[-200:]!r}")
     if ours.blocks is not None:
@@ -72,3 +76,14 @@ def _compare_pictures(line: Line, stock: Outcome, ours: Outcome) -> None:
     line.mean = max(far.mean for far in differences)
     if line.max > MAX_STEPS or line.mean > MEAN_STEPS:
         line.problems.append(f"pictures differ by {line.max:.0f} at most, {line.mean:.4f} on average")
+
+
+def _compare_values(line: Line, stock: Outcome, ours: Outcome) -> None:
+    if stock.values is None or ours.values is None:
+        return
+    if stock.values.shape != ours.values.shape:
+        line.problems.append(f"stock gave {stock.values.size} numbers, ours {ours.values.size}")
+        return
+    line.values = float(abs(stock.values - ours.values).max() / abs(stock.values).max())
+    if not line.values <= VALUES:  # nor is NaN
+        line.problems.append(f"numbers differ by {line.values:.1e} of the largest")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
 
@@ -101,6 +103,7 @@ class Outcome:
     label: str
     images: list[Image.Image] = field(default_factory=list)
     text: str = ""  # must be equal on both servers
+    values: NDArray[np.float32] | None = None  # must be equal but for rounding
     blocks: Blocks | None = None
     speed: Speed = ANY
     seconds: float = 0.0

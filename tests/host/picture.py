@@ -34,7 +34,8 @@ class Picture:
     image: bool = False  # img2img
     mask: bool = False  # of the left half
     accel: bool | None = None
-    fails: bool = False  # the server must answer with an error
+    fails: bool = False  # the server must answer with an error, the same on both
+    runs: tuple[str, ...] = ()  # keys of runs.PARTS, of which something must have run directly
     fields: dict[str, Any] = field(default_factory=dict)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from . import runs
 from .kit.client import ApiError, Client, controlnet_unit, diff, encode, left_half, outline, scene
 from .kit.start import Launch
 from .outcome import Blocks, Outcome
@@ -25,6 +30,7 @@ class Session:
         self.ours = ours
         self.client = Client(launch.url, auth=auth)
         self.pictures: dict[str, list[Image.Image]] = {}
+        self.values: dict[str, NDArray[np.float32]] = {}
         self.saved: dict[str, Any] = {}
 
     @property
@@ -33,8 +39,9 @@ class Session:
         return "ours" if self.ours else "stock"
 
     def begin_row(self) -> None:
-        """Forget the pictures of the row before."""
+        """Forget the pictures and the numbers of the row before."""
         self.pictures.clear()
+        self.values.clear()
 
     def end_row(self) -> None:
         """Set the options back that the row changed, the latest first."""
@@ -63,10 +70,31 @@ class Session:
 
     def draw(self, picture: Picture) -> Outcome:
         """Generate ``picture`` and check what can be checked without the other server."""
+        # A VAE that runs directly is not the part that is meant.
+        unet = ("unet",) * (picture.speed.kind == "part")
+        with self.demanding((*picture.runs, *unet)) as problems:
+            outcome = self.drawn(picture)
+        outcome.problems += problems
+        return outcome
+
+    @contextlib.contextmanager
+    def demanding(self, parts: Sequence[str]) -> Iterator[list[str]]:
+        """Count what runs directly in the block; the list is filled after it, for our server only."""
+        problems: list[str] = []
+        if not (parts and self.ours):
+            yield problems
+            return
+        self.client.run_code(runs.COUNT)
+        yield problems
+        problems += runs.problems(parts, self.client.run_code(runs.TELL))
+
+    def drawn(self, picture: Picture) -> Outcome:
+        """Generate ``picture``; what its parts ran at is not looked at."""
         outcome = Outcome(picture.label, speed=picture.speed)
         try:
             result = self.client.generate(self.request(picture))
         except ApiError as error:
+            outcome.text = str(error)[:300]
             if not picture.fails:
                 outcome.problems.append(f"{self.side}: {str(error)[:300]}")
             return outcome

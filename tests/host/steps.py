@@ -244,7 +244,9 @@ MODEL_SHAPES: dict[str, Any] = {"name": str, "blocks.direct": int, "blocks.host"
 
 @dataclass(frozen=True)
 class StatusShape:
-    """Whether GET /accel/v1/status has all its fields, with values of their types."""
+    """Whether GET /accel/v1/status has all its fields, with values of their types, and just these models."""
+
+    models: tuple[str, ...]
 
     def run(self, session: Session) -> list[Outcome]:
         """Ask and look."""
@@ -252,9 +254,11 @@ class StatusShape:
         if session.ours:
             status = session.status()
             outcome.problems = misshapen(status, SHAPES)
-            if not status.get("models"):
-                outcome.problems.append("no model in it")
-            for model in status.get("models", []):
+            models = status.get("models") or []
+            names = tuple(model.get("name") for model in models)
+            if names != self.models:
+                outcome.problems.append(f"models are {names}, not {self.models}")
+            for model in models:
                 outcome.problems += misshapen(model, MODEL_SHAPES)
         return [outcome]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from . import runs
 from .bench_stats import Run, interval, summary
-from .outcome import ANY, CLEAN, OFF, Blocks, Speed, host, part
+from .compare import compare
+from .outcome import ANY, CLEAN, OFF, Blocks, Outcome, Speed, host, part
 
 DIRECT = Blocks(direct=45, host=0)
 MIXED = Blocks(direct=40, host=5, reasons={"hypertile is on": 5})
@@ -47,6 +50,30 @@ def test_another_speed_is_a_problem(speed: Speed, blocks: Blocks) -> None:
 
 def test_a_problem_names_the_reason_that_was_given() -> None:
     assert "5x hypertile is on" in "; ".join(CLEAN.problems(MIXED))
+
+
+def test_a_part_that_did_not_run_directly_is_a_problem() -> None:
+    told = '{"Decoder": 2, "CLIPEncoderLayer": 0}'
+    assert runs.problems(("decoder",), told) == []
+    assert runs.problems(("decoder", "clip", "encoder"), told) == [
+        "no clip ran directly",
+        "no encoder ran directly",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "problems"),
+    [
+        ([100.0, 1.0], []),
+        ([100.0005, 1.0], []),
+        ([100.0, 1.002], ["numbers differ by 2.0e-05 of the largest"]),
+        ([100.0], ["stock gave 2 numbers, ours 1"]),
+        ([100.0, np.nan], ["numbers differ by nan of the largest"]),
+    ],
+)
+def test_numbers_may_differ_by_rounding_only(numbers: list[float], problems: list[str]) -> None:
+    stock, ours = (Outcome("", values=np.float32(each)) for each in ([100.0, 1.0], numbers))
+    assert compare("", "", stock, ours).problems == problems
 
 
 def test_the_first_step_is_left_out_of_the_time_of_a_step() -> None:

@@ -1,7 +1,7 @@
 """Write random-weight checkpoints, LoRAs and ControlNets into a webui's models folder.
 
 Targets:
-  tiny     tiny.safetensors, tiny.ckpt and tiny2.safetensors with configs, `lora`, `cn` and a hypernetwork
+  tiny     tiny.safetensors, tiny.ckpt, tiny2.safetensors with configs, `lora`, `cn`, a hypernetwork, VAEs
   inpaint  tiny_inpaint.safetensors, an SD1 inpainting model, with its config and `lora`
   v2       tiny_v2.safetensors, an SD2 model with v-prediction, with its config and `lora`
   xl       tiny_xl.safetensors, an SDXL model, with its config and `lora`
@@ -38,6 +38,13 @@ STEMS = {
 HYPERNETWORK_SIZES = (tiny_configs.CLIP_WIDTH, 256)
 SEEDS = {"inpaint": 400, "v2": 500, "xl": 600}
 TARGETS = (*STEMS, "lora", "cn")
+VAE_SEED, EMBEDDING_SEED = 700, 800
+VECTORS = 3  # tokens of each embedding
+EMBEDDINGS = {  # widths, under the names of the format
+    "tiny": {"emb_params": tiny_configs.CLIP_WIDTH},
+    "tiny_v2": {"emb_params": tiny_configs.OPEN_CLIP_WIDTH},
+    "tiny_xl": {"clip_l": tiny_configs.CLIP_WIDTH, "clip_g": tiny_configs.OPEN_CLIP_WIDTH},
+}
 CONTROLNETS = {"tiny": {"tiny_cn_a": 21, "tiny_cn_b": 22}, "full": {"full_cn_a": 41}}
 NETWORKS = {
     "tiny": {
@@ -107,6 +114,28 @@ class ModelFolder:
         self.write(self.checkpoints / "tiny2.safetensors", other)
         torch.save({"state_dict": other}, self.checkpoints / "tiny.ckpt")
         report(self.checkpoints / "tiny.ckpt")
+
+    def make_vaes(self, width: int) -> None:
+        """Write a VAE for every small checkpoint, and one whose decoder makes NaN.
+
+        No name begins with that of a checkpoint, or the webui would load the VAE with it.
+        """
+        folder = self.webui / "models" / "VAE"
+        folder.mkdir(exist_ok=True)
+        other, nan = (folder / f"{name}_vae.safetensors" for name in ("other", "nan"))
+        if self.lacks(other) or self.lacks(nan):
+            config = tiny_configs.tiny_config(self.webui, "tiny", width, self.clip)
+            vae = random_weights.build_vae(config, VAE_SEED)
+            self.write(other, vae)
+            self.write(nan, random_weights.overflowing(vae))
+
+    def make_embedding(self, stem: str) -> None:
+        """Write the textual inversion embedding of checkpoint ``stem``, if it has one."""
+        path = self.webui / "embeddings" / f"{stem}_embedding.safetensors"
+        if stem in EMBEDDINGS and self.lacks(path):
+            path.parent.mkdir(exist_ok=True)
+            embedding = random_weights.build_embedding(EMBEDDINGS[stem], VECTORS, EMBEDDING_SEED)
+            self.write(path, embedding)
 
     def make_other(self, target: str, width: int) -> None:
         """Write the one small checkpoint of a target other than tiny, and its config."""
@@ -214,6 +243,7 @@ def main() -> None:
     for target in arguments.targets:
         if target == "tiny":
             folder.make_tiny(arguments.width)
+            folder.make_vaes(arguments.width)
             folder.make_hypernetwork()
         elif target == "full":
             folder.make_full()
@@ -221,6 +251,8 @@ def main() -> None:
             folder.make_other(target, arguments.width)
         stems = [STEMS[target]] if target in STEMS else folder.present()
         for stem in stems:
+            if target not in ("lora", "cn"):
+                folder.make_embedding(stem)
             if target != "cn":
                 folder.make_loras(stem, arguments.loras, arguments.rank)
             if target != "lora":

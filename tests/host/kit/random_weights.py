@@ -82,6 +82,33 @@ def build_checkpoint(config: DictConfig, seed: int) -> dict[str, torch.Tensor]:
     return halved(model)
 
 
+def build_vae(config: DictConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Half precision state dict of a random VAE for checkpoints of this config; its attention can be seen."""
+    from ldm.util import instantiate_from_config
+
+    torch.manual_seed(seed)
+    vae = instantiate_from_config(config.model.params.first_stage_config)
+    enliven(vae, seed)
+    settle_encoder(vae)
+    with torch.no_grad():
+        for part in (vae.encoder, vae.decoder):
+            for layer in (part.mid.attn_1.q, part.mid.attn_1.proj_out):
+                layer.weight.mul_(8)
+    return halved(vae)
+
+
+def overflowing(vae: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same VAE, but what its decoder makes is NaN in every dtype of the range of float32."""
+    key = "decoder.conv_in.weight"
+    return vae | {key: vae[key].float().sign() * 3e38}  # infinite from here on, and NaN after the first norm
+
+
+def build_embedding(widths: dict[str, int], vectors: int, seed: int) -> dict[str, torch.Tensor]:
+    """A random textual inversion embedding; ``widths`` are those of its text encoders."""
+    generator = torch.Generator().manual_seed(seed)
+    return {key: 0.5 * torch.randn(vectors, width, generator=generator) for key, width in widths.items()}
+
+
 def build_hypernetwork(sizes: Sequence[int], seed: int) -> dict[str | int, Any]:
     """State of a random hypernetwork for contexts of these widths, as the webui saves it."""
     generator = torch.Generator().manual_seed(seed)

@@ -89,6 +89,7 @@ class Launch:
         checkpoint = find_checkpoint(self.webui, self.checkpoint)
         command = [str(self.venv / "bin" / "python"), "launch.py", *FLAGS]
         command += ["--data-dir", str(self.data), "--models-dir", str(self.webui / "models")]
+        command += ["--embeddings-dir", str(self.webui / "embeddings")]
         command += ["--port", str(self.port), "--ckpt", str(checkpoint)]
         command += [] if self.ui else ["--nowebui"]
         command += ["--api"] if self.api else []

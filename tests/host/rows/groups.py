@@ -9,7 +9,7 @@ from ..outcome import CLEAN, Speed, part
 from ..picture import AGAIN, BASE, loras, picture, unit
 from ..row import Group, Row, group, row
 from ..steps import Ask, Code, Draw, StatusShape, Step
-from . import checkpoints, controls, features, networks, shapes, trouble
+from . import checkpoints, controls, features, networks, shapes, text, trouble, vae
 from .networks import bits
 from .server_code import COMPARE_WEIGHTS, KEEP_WEIGHTS
 
@@ -71,13 +71,17 @@ def at_speed(rows: tuple[Row, ...], speed: Speed) -> tuple[Row, ...]:
 
 HOOKED = part("forward hook")  # on the embedding, which a ControlNet's loop calls by itself
 TINY = ("tiny_lora_b",)
+SD1 = ("UNet", "VAE", "text encoder")
+SDXL = ("UNet", "VAE", "text encoders")
 GROUPS: tuple[Group, ...] = (
-    group("shapes", (row("status", BASE, StatusShape()), *shapes.rows())),
+    group("shapes", (row("status", BASE, StatusShape(SD1)), *shapes.rows())),
     group("lora", networks.rows()),
     group("controlnet", controls.rows()),
     group("trouble", trouble.rows()),
     group("attention", features.attention_rows()),
     group("features", features.rows()),
+    group("vae", vae.rows()),
+    group("text", (*text.rows(text.TINY), *text.patch_rows())),
     group("checkpoints", checkpoints.rows(), models=("tiny", "xl", "v2")),
     group("sdp", (*everything("tiny_lora_a", "tiny_lora_d:0.4"),), flags=("--opt-sdp-attention",)),
     group("channelslast", everything(*TINY), flags=("--opt-channelslast",)),
@@ -90,7 +94,14 @@ GROUPS: tuple[Group, ...] = (
         models=("inpaint",),
     ),
     group("v2", everything("tiny_v2_lora_a", controlled=False), checkpoint="tiny_v2", models=("v2",)),
+    group("v2-parts", text.rows(text.V2), checkpoint="tiny_v2", models=("v2",)),
     group("xl", everything("tiny_xl_lora_a", controlled=False), checkpoint="tiny_xl", models=("xl",)),
+    group(
+        "xl-parts",
+        (row("status", BASE, StatusShape(SDXL)), *text.rows(text.XL), *vae.shape_rows()),
+        checkpoint="tiny_xl",
+        models=("xl",),
+    ),
     group("reload", trouble.reload_rows(), ui=True),
     group(
         "full",

@@ -6,13 +6,13 @@ model = sd_models.model_data.sd_model
 unet = model.model.diffusion_model
 """
 
-# One line: a hash of the bits of every parameter and buffer of the UNet.
+# One line: a hash of the bits of every parameter and buffer of the checkpoint.
 WEIGHTS = (
     UNET
     + """
 import hashlib
 digest = hashlib.sha256()
-for key, value in unet.state_dict().items():
+for key, value in model.state_dict().items():
     digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
     digest.update(value.detach().cpu().contiguous().numpy().tobytes())
 print(digest.hexdigest())
@@ -96,6 +96,99 @@ store['hook'] = unet.middle_block[0].in_layers[2].register_forward_hook(double)
 )
 HOOK_OUT = "store.pop('hook').remove()"
 
+VAE = """
+from modules import sd_models
+vae = sd_models.model_data.sd_model.first_stage_model
+"""
+# As extensions that decode in tiles do: the decoder gets another forward on the instance.
+VAE_DECODER_IN = (
+    VAE
+    + """
+decoder, inner = vae.decoder, vae.decoder.forward
+def mirrored(z):
+    return inner(z.flip(-1)).flip(-1)
+decoder.forward = mirrored
+store['undo'] = [(decoder, mirrored)]
+"""
+)
+VAE_ATTENTION_IN = (
+    VAE
+    + """
+store['undo'] = []
+def doubled(inner):
+    def forward(x):
+        return x + 2 * (inner(x) - x)
+    return forward
+for part in (vae.decoder, vae.encoder):
+    attention = part.mid.attn_1
+    attention.forward = doubled(attention.forward)
+    store['undo'].append((attention, attention.forward))
+"""
+)
+VAE_HOOK_IN = (
+    VAE
+    + """
+def double(module, args, output):
+    return output * 2
+store['hook'] = vae.decoder.up[0].block[0].conv2.register_forward_hook(double)
+"""
+)
+VAE_CLASS_IN = (
+    VAE
+    + """
+attention = type(vae.decoder.mid.attn_1)
+store['class'] = attention, attention.forward
+def doubled(self, x, inner=attention.forward):
+    return x + 2 * (inner(self, x) - x)
+attention.forward = doubled
+"""
+)
+VAE_CLASS_OUT = "attention, forward = store.pop('class'); attention.forward = forward"
+VAE_TILES_OUT = (
+    VAE
+    + """
+del vae.decoder.mid.attn_1.forward, vae.__webui_hypertile_layers
+"""
+)
+VAE_DTYPE = VAE + "from modules import devices; print(devices.dtype_vae, vae.decoder.conv_in.weight.dtype)"
+VAE_TO = VAE + "import torch; from modules import devices; devices.dtype_vae = torch.{0}; vae.to(torch.{0})"
+
+TEXT_LAYER = """
+from modules import sd_models
+encoder = sd_models.model_data.sd_model.cond_stage_model.wrapped.transformer.text_model.encoder
+layer = encoder.layers[1]
+"""
+TEXT_ATTENTION_IN = (
+    TEXT_LAYER
+    + """
+attention, inner = layer.self_attn, layer.self_attn.forward
+def turned(*args, **kwargs):
+    found, *rest = inner(*args, **kwargs)
+    return found + 0.5 * found.flip(-1), *rest
+attention.forward = turned
+store['undo'] = [(attention, turned)]
+"""
+)
+TEXT_LAYER_IN = (
+    TEXT_LAYER
+    + """
+inner = layer.forward
+def turned(*args, **kwargs):
+    found, *rest = inner(*args, **kwargs)
+    return found + 0.5 * found.flip(-1), *rest
+layer.forward = turned
+store['undo'] = [(layer, turned)]
+"""
+)
+TEXT_HOOK_IN = (
+    TEXT_LAYER
+    + """
+def double(module, args, output):
+    return output * 2
+store['hook'] = layer.mlp.fc1.register_forward_hook(double)
+"""
+)
+
 # Another's failure in the middle of sampling, after the UNet has run: once, at the second step.
 THEIR_FAILURE_CODE = """
 from modules import sd_samplers_cfg_denoiser as module
@@ -134,15 +227,26 @@ def failing(*args):
     raise RuntimeError("a failure made by a test")
 transformer.feed_forward = failing
 """
+# The same in the VAE, or in the text encoder: what one of our functions calls there raises once.
+OUR_PART_FAILURE = """
+from lib_accel.blocks import {0} as module
+original = module.{1}
+def failing(*args):
+    module.{1} = original
+    raise RuntimeError("a failure made by a test")
+module.{1} = failing
+"""
+OUR_VAE_FAILURE = OUR_PART_FAILURE.format("image", "group_norm")
+OUR_TEXT_FAILURE = OUR_PART_FAILURE.format("encoder", "layer_norm")
 FORGET_FAILURES = "from lib_accel import extension; extension._engine.attach()"
 
 WATCH = (
     UNET
     + """
 import weakref
-store['watch'] = weakref.ref(unet)
-store['leaf'] = weakref.ref(unet.middle_block[0].in_layers[2])
-del unet, model
+parts = unet, unet.middle_block[0].in_layers[2], model.first_stage_model.decoder, model.cond_stage_model
+store['watch'] = [weakref.ref(part) for part in parts]
+del unet, model, parts
 """
 )
 CONTROLNETS_ALIVE = """
@@ -153,5 +257,5 @@ print(sum(type(found).__name__ == "ControlNet" for found in gc.get_objects()))
 IS_FREED = """
 import gc
 gc.collect()
-print(store['watch']() is None, store['leaf']() is None)
+print(all(part() is None for part in store['watch']))
 """
