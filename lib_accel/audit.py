@@ -28,11 +28,11 @@ _ATTRIBUTES = (
     "groups",
     "num_groups",
     "eps",
+    "p",
     "heads",
     # of diffusers' modules
     "processor",
     "scale",
-    "fused_projections",
     "upcast_attention",
     "upcast_softmax",
     "residual_connection",

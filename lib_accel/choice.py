@@ -108,6 +108,22 @@ class _DirectWithContext(_Direct):
         return self._function(x, context, self._weights_type(*weights[self._own]), self._spec, call.rules)
 
 
+class _DirectImageAttention(_Direct):
+    """As any block, but it stays with the host while attention does."""
+
+    def __init__(self, own: slice, spec: Any, call_live: Callable[[Tensor, Any, Any], Tensor] | None) -> None:
+        super().__init__(image.image_attention, image.ImageAttentionWeights, own, spec)
+        self._live = None if call_live is None else _Live("", call_live)
+
+    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
+        if self._live is not None and call.attention_reason is not None:
+            return self._live.run(x, emb, context, call, weights)
+        return super().run(x, emb, context, call, weights)
+
+    def reasons(self, attention_reason: str | None) -> list[str]:
+        return [] if self._live is None or attention_reason is None else [attention_reason]
+
+
 class _DirectSiLU:
     def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
         return sample.silu(x)
@@ -128,9 +144,6 @@ STEPS: Mapping[str, Build] = MappingProxyType(
         "silu": lambda own, spec: _DirectSiLU(),
         "embedding": lambda own, spec: _Direct(sample.embed, sample.EmbeddingWeights, own, spec),
         "out": lambda own, spec: _Direct(sample.out_convolution, sample.OutWeights, own, spec),
-        "image attention": lambda own, spec: _Direct(
-            image.image_attention, image.ImageAttentionWeights, own, spec
-        ),
         "shrink": lambda own, spec: _Direct(image.shrink, sample.ConvWeights, own, spec),
         "encoder layer": lambda own, spec: _DirectWithContext(
             encoder.encoder_layer, encoder.EncoderWeights, own, spec
@@ -222,6 +235,8 @@ def choose(candidates: Iterable[Candidate]) -> tuple[list[Step], list[Slot]]:
 def _choose_block(candidate: Candidate, slots: _SlotList) -> Step:
     try:
         reading = candidate.read()
+        if candidate.kind == "image attention":
+            return _DirectImageAttention(slots.add(reading), reading.spec, candidate.call_live)
         if candidate.parts is None:
             return STEPS[candidate.kind](slots.add(reading), reading.spec)
         depths = candidate.parts()

@@ -24,7 +24,7 @@ from lib_accel.host import Host
 from lib_accel.layouts import ENTRIES
 from lib_accel.layouts.compvis import Family
 from lib_accel.layouts.entries import Entry, Inputs, Model, UNet, Unit
-from lib_accel.layouts.reading import class_name, is_original
+from lib_accel.layouts.reading import COMPILED, class_name, is_compiled, is_original
 from lib_accel.patching import Method, is_ours, junction
 from lib_accel.report import Generation, ModelReport, Report, Tally
 
@@ -117,9 +117,12 @@ class Engine:
     def _tally_of(self, model: nn.Module) -> Tally:
         tally = Tally()
         attention_reason = "; ".join(self._host.attention_reasons()) or None
+        compiled = {inner for outer in model.modules() if is_compiled(outer) for inner in outer.modules()}
         for module, unit in self._units_of(model):
             bound = self._bound_unit(module, unit)
-            if (failure := self._replaced.get(type(module)) or self._broken.get(module)) is not None:
+            if module in compiled:  # its calls are traced, so none comes to us
+                bound.count_as_host(tally, [COMPILED])
+            elif (failure := self._replaced.get(type(module)) or self._broken.get(module)) is not None:
                 bound.count_as_host(tally, [failure])
             else:
                 bound.count(tally, attention_reason)
@@ -147,7 +150,7 @@ class Engine:
         if isinstance(entry, UNet):
             return self._receive_unet(entry, module, original, args, kwargs)
         if isinstance(entry, Model):
-            return self._receive_model(module, original, args, kwargs)
+            return self._receive_model(entry, module, original, args, kwargs)
         return original(module, *args, **kwargs)  # a subclass, which may do anything
 
     def _receive_unit(
@@ -184,13 +187,15 @@ class Engine:
         )
 
     def _receive_model(
-        self, model: nn.Module, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, entry: Model, model: nn.Module, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         x = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
         if x is None:
             return original(model, *args, **kwargs)
-        with self._thread.inside(self._new_call(x)):
-            self.generation.model_calls += 1
+        call = self._new_call(x)
+        if entry.denoises:
+            self._count(call)
+        with self._thread.inside(call):
             return original(model, *args, **kwargs)
 
     def _dispatch(
@@ -268,7 +273,11 @@ class Engine:
 
     def _remember(self, emb: Any, call: ModelCall) -> None:
         self._thread.remember(emb, call)
-        self.generation.model_calls += 1
+        self._count(call)
+
+    def _count(self, call: ModelCall) -> None:
+        if _SWITCHED_OFF not in call.stand_aside:
+            self.generation.model_calls += 1
 
     def _new_call(self, x: Tensor) -> ModelCall:
         if not self._host.options().enabled:

@@ -205,13 +205,19 @@ class DiffusersHost:
         seen_with = self._owned.get(module, _NEVER)
         if seen_with is None:
             return True
-        now = tuple(map(id, self._live().values()))
+        now = self._mark()
         if seen_with != now:
             self._take_stock()
             if self._owned.get(module, _NEVER) is None:
                 return True
             self._owned[module] = now
         return False
+
+    def _mark(self) -> tuple[int, ...]:
+        """The pipeline's models in brief: a model of somebody else's asks this at the call of each block."""
+        pipe = self._pipe()
+        values = () if pipe is None else tuple(vars(pipe).values())
+        return tuple([id(value) for value in values if isinstance(value, (nn.Module, list, tuple))])
 
     def _take_stock(self) -> None:
         live = self._live()
