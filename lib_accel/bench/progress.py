@@ -35,5 +35,5 @@ class Progress:
             self._begun += 1
             print(f"[{self._begun}/{self._total}] {part}", file=sys.stderr, flush=True)
         else:
-            self._bar.set_description(part)
             self._bar.update(1)
+            self._bar.set_description(part)  # last, since this draws at once

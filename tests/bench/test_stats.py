@@ -26,7 +26,7 @@ def test_times_without_a_partner_are_refused() -> None:
 
 
 def test_the_same_numbers_give_the_same_interval() -> None:
-    ratios = [1.0, 1.4, 1.1, 1.6, 1.2, 1.5, 1.3]
+    ratios = [1 + (0.618034 * n % 1) ** 3 for n in range(200)]  # many and uneven, so that draws would show
     assert interval(ratios) == interval(ratios)
 
 

@@ -57,6 +57,7 @@ def test_we_are_in_it_through_a_link_too(webui: Path, us: Path) -> None:
     assert not find_webui(str(webui), None, us).has_us
     (webui / "extensions" / "accel").symlink_to(us)
     assert find_webui(str(webui), None, us).has_us
+    assert find_webui(None, None, webui / "extensions" / "accel").has_us
 
 
 def test_version_is_read_from_the_change_log(webui: Path, us: Path) -> None:

@@ -118,9 +118,9 @@ def test_a_gpu_that_torch_has_no_code_for_is_limited() -> None:
     assert judge_device(replace(GOOD, devices=old)).status == "limited"
 
 
-@pytest.mark.parametrize("built_for", [("sm_75",), ("sm_86",), ("compute_90",)])
+@pytest.mark.parametrize("built_for", [("sm_75",), ("sm_89",), ("compute_90",)])
 def test_code_for_another_generation_or_a_later_gpu_does_not_serve(built_for: tuple[str, ...]) -> None:
-    devices = Devices("CUDA 13.0", (Gpu("A100", (8, 0), 40960),), built_for)
+    devices = Devices("CUDA 13.0", (Gpu("RTX 3090", (8, 6), 24576),), built_for)
     assert judge_device(replace(GOOD, devices=devices)).status == "limited"
 
 

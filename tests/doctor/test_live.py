@@ -119,5 +119,5 @@ def test_cache_folder_can_be_moved_and_is_shown_by_the_variable(tmp_path: Path) 
 
 
 def test_a_file_in_the_way_closes_the_cache_folder(tmp_path: Path) -> None:
-    (tmp_path / ".cache").touch()
+    (tmp_path / ".cache").touch(mode=0o777)
     assert not find_cache("Linux", {}, tmp_path).is_writable

@@ -47,7 +47,7 @@ def test_path_may_be_text_and_its_ending_in_capitals(file: Path) -> None:
     assert len(read_network(str(capital)).layers) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn])
 def test_factors_keep_their_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     save_file({name: tensor.to(dtype) for name, tensor in tensors().items()}, tmp_path / "a.safetensors")
     layer = only_layer(read_network(tmp_path / "a.safetensors"))
