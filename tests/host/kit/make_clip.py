@@ -1,6 +1,6 @@
 """Write a Hugging Face home folder from which the webui builds its CLIP tokenizer and text encoder offline.
 
-Two entries come from data/clip_tokenizer: the hub cache entry of openai/clip-vit-large-patch14, which the
+Two entries come from lib_accel/demo/data/clip_tokenizer: the hub cache entry of openai/clip-vit-large-patch14, which the
 webui asks for by name, and tiny-clip, a plain folder with a two-layer config for the tiny checkpoints.
 """
 
@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-DATA = Path(__file__).resolve().parent / "data" / "clip_tokenizer"
+DATA = Path(__file__).resolve().parents[3] / "lib_accel" / "demo" / "data" / "clip_tokenizer"
 REPOSITORY = "models--openai--clip-vit-large-patch14"
 REVISION = "0" * 40  # the cache only needs refs/main and the snapshot folder to agree
 TINY_CONFIG = {"num_hidden_layers": 2, "intermediate_size": 1536}

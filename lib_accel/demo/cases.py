@@ -1,0 +1,97 @@
+"""What the demo shows of a model: pictures with so many LoRAs, with and without a ControlNet."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lib_accel.bench.comparison import picture_difference
+from lib_accel.bench.stats import Paired, paired
+from lib_accel.bench.timing import ACCELERATED, STOCK, Run, in_turn
+from lib_accel.demo.stage import Stage
+
+PAIRS = 2
+Picture = np.ndarray[Any, Any]  # (height, width, 3), uint8
+
+
+@dataclass(frozen=True)
+class Case:
+    """The first so many of the LoRAs, and the ControlNet or not."""
+
+    name: str
+    loras: int
+    is_controlled: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What both sides did in a case."""
+
+    case: Case
+    figures: Paired
+    first_ms: Mapping[str, float]  # by side: up to the end of a picture's first step
+    switch_ms: Mapping[str, float]  # by side: from no LoRA to those of the case
+    blocks: Mapping[str, Any]
+    pictures: Mapping[str, Picture]  # by side
+
+    @property
+    def difference(self) -> tuple[int, float]:
+        """Largest and mean difference of the pictures' channels, in steps of 255."""
+        return picture_difference(self.pictures[ACCELERATED], self.pictures[STOCK])
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the pictures, as plain values."""
+        largest, mean = self.difference
+        return {
+            "name": self.case.name,
+            **asdict(self.figures),
+            "first_ms": dict(self.first_ms),
+            "switch_ms": dict(self.switch_ms),
+            "blocks": dict(self.blocks),
+            "difference": {"picture_max": largest, "picture_mean": mean},
+        }
+
+
+def cases_of(loras: int, *, is_controlled: bool) -> list[Case]:
+    """The cases for a model with so many LoRAs, and a ControlNet or not."""
+    counts = sorted({0, min(1, loras), min(2, loras), loras})
+    plain = [Case(_name(count), count, False) for count in counts]
+    if not is_controlled:
+        return plain
+    with_loras = [Case(f"ControlNet, {_name(loras)}", loras, True)] if loras else []
+    return [*plain, Case("ControlNet", 0, True), *with_loras]
+
+
+def _name(loras: int) -> str:
+    return "no LoRA" if not loras else "1 LoRA" if loras == 1 else f"{loras} LoRAs"
+
+
+def outcome_of(stage: Stage, case: Case, steps: int) -> Outcome:
+    """Makes the case's picture on both sides, in turn, PAIRS times each."""
+    stage.wear(case.loras)
+    pictures: dict[str, Picture] = {}
+
+    def run(side: str) -> Run:
+        timed, images = stage.run(side, steps)
+        pictures[side] = np.asarray(images[0].convert("RGB"))
+        return timed
+
+    sides = {side: functools.partial(run, side) for side in (STOCK, ACCELERATED)}
+    runs = in_turn(sides, PAIRS, warm=lambda side: stage.run(side, 2))
+    return Outcome(
+        case=case,
+        figures=figures_of(runs),
+        first_ms={side: runs[side][-1].first_ms for side in runs},
+        switch_ms=dict(stage.switch_ms),
+        blocks=stage.blocks,
+        pictures=pictures,
+    )
+
+
+def figures_of(runs: Mapping[str, Sequence[Run]]) -> Paired:
+    """Figures of the steps of runs that were made in turn."""
+    return paired(*([run.step_ms for run in runs[side]] for side in (STOCK, ACCELERATED)))

@@ -1,0 +1,93 @@
+"""Runs all of the demo: the cases with their pictures, and the growth with the number of LoRAs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lib_accel.bench.environment import environment
+from lib_accel.bench.progress import Progress
+from lib_accel.demo.cases import PAIRS, Case, Outcome, cases_of, outcome_of
+from lib_accel.demo.growth import COUNTS, Point, point
+from lib_accel.demo.request import Request
+from lib_accel.demo.scene import Scene, scene_of
+from lib_accel.demo.stage import SEED, Stage
+
+
+@dataclass(frozen=True)
+class Show:
+    """What the demo found out."""
+
+    settings: dict[str, Any]  # what was shown, with names instead of paths
+    outcomes: Sequence[Outcome]
+    points: Sequence[Point]
+    environment: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the pictures, as plain values."""
+        return {
+            "settings": self.settings,
+            "cases": [outcome.as_dict() for outcome in self.outcomes],
+            "lora_growth": [point.as_dict() for point in self.points],
+            "environment": self.environment,
+        }
+
+
+def show(request: Request) -> Show:
+    """Loads what was asked for and runs it on both sides. Raises AccelError for what cannot be used."""
+    scene = scene_of(request)
+    cases = cases_of(len(scene.loras), is_controlled=scene.controlnet is not None)
+    with Progress(len(cases) + len(COUNTS)) as progress:
+        outcomes = _outcomes(scene, cases, request.steps, progress)
+        points = _points(scene, progress)
+    device = scene.pipe.unet.device
+    return Show(_settings(scene, request), outcomes, points, environment(device))
+
+
+def _outcomes(scene: Scene, cases: Sequence[Case], steps: int, progress: Progress) -> list[Outcome]:
+    outcomes = []
+    stages = {False: Stage(scene.pipe, scene.asked, scene.loras)}
+    if scene.controlnet is not None:
+        stages[True] = Stage(*scene.controlled(), scene.loras)
+    for case in cases:
+        progress.begin(case.name)
+        stage = stages[case.is_controlled]
+        try:
+            outcomes.append(outcome_of(stage, case, steps))
+        finally:
+            stage.leave()  # both stages have the same modules
+    return outcomes
+
+
+def _points(scene: Scene, progress: Progress) -> list[Point]:
+    stage = Stage(scene.pipe, scene.asked, scene.many)
+    points = []
+    try:
+        for count in COUNTS:
+            progress.begin(f"a step with {count} LoRA{'' if count == 1 else 's'}")
+            points.append(point(stage, count))
+    finally:
+        stage.leave()
+    return points
+
+
+def _settings(scene: Scene, request: Request) -> dict[str, Any]:
+    return {
+        "model": scene.model,
+        "pipeline": type(scene.pipe).__name__,
+        "dtype": str(scene.pipe.unet.dtype).removeprefix("torch."),
+        "loras": [{"name": lora.name, "scale": lora.scale} for lora in scene.loras],
+        "lora_growth": scene.many_are,
+        "controlnet": None if scene.controlnet is None else _name(request),
+        "prompt": request.prompt,
+        "width": scene.asked["width"],
+        "height": scene.asked["height"],
+        "steps": request.steps,
+        "seed": SEED,
+        "pairs": PAIRS,
+    }
+
+
+def _name(request: Request) -> str:
+    return "the embedded one" if request.controlnet is None else request.controlnet.name
