@@ -1,0 +1,98 @@
+"""The two LoRAs: a style without a word of its own, and a subject under a made-up word. Trained with peft."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lib_accel.demo.train.denoiser import noise_error
+from lib_accel.demo.train.loop import Lots, Plan, train
+from lib_accel.demo.train.material import Material, Reader
+from lib_accel.demo.train.scene import SHAPES, SUBJECT, Scene, draw_lots
+
+_RANK, _ALPHA = 4, 4.0
+_BATCH = 32
+_UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.2"]
+_TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+_ROLES = {"lora_A": "lora_down", "lora_B": "lora_up"}
+_SUBJECT_SHARE = 0.6  # the rest keeps what the model knows
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a LoRA learns from, and which models it changes."""
+
+    plan: Plan
+    style: str
+    shapes: tuple[str, ...]
+    models: tuple[str, ...]
+
+    def draw_scene(self, lot: random.Random) -> Scene:
+        """A scene for training by lot."""
+        is_usual = self.shapes == SHAPES or lot.random() > _SUBJECT_SHARE
+        return draw_lots(lot, SHAPES if is_usual else self.shapes)
+
+
+RECIPES = {
+    "outline": Recipe(Plan("lora-outline", 600, 4e-3, 0.98, 50), "outline", SHAPES, ("unet",)),
+    "zorb": Recipe(Plan("lora-zorb", 900, 4e-3, 0.98, 50), "filled", (SUBJECT,), ("unet", "text_encoder")),
+}
+
+
+def train_lora(
+    recipe: Recipe, models: Mapping[str, Any], material: Material, work: Path, deadline: float
+) -> dict[str, Tensor]:
+    """Trains a LoRA of "unet" and "text_encoder", in kohya's spelling, float32. `models` are changed: they
+    carry the adapter afterwards."""
+    layers = {"unet": _UNET_LAYERS, "text_encoder": _TEXT_LAYERS}
+    torch.manual_seed(recipe.plan.seed)
+    for name in recipe.models:
+        config = LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules=layers[name])
+        inject_adapter_in_model(config, models[name])
+    unet, encoder, reader = models["unet"], models["text_encoder"], Reader()
+
+    def loss(lots: Lots) -> Tensor:
+        scenes, latents, _ = material.pick(lots.choice, _BATCH)
+        tokens = reader.for_training(scenes, lots.choice).to(unet.device)
+        return noise_error(unet, latents, encoder(tokens).last_hidden_state, lots.noise)
+
+    train(recipe.plan, {name: models[name] for name in recipe.models}, loss, work=work, deadline=deadline)
+    return {key: tensor for name in recipe.models for key, tensor in _in_kohyas_spelling(name, models[name])}
+
+
+def _in_kohyas_spelling(name: str, model: nn.Module) -> list[tuple[str, Tensor]]:
+    renamed = []
+    for key, tensor in get_peft_model_state_dict(model).items():
+        path, role, _ = key.rsplit(".", 2)
+        layer = _PREFIXES[name] + path.removeprefix("text_model.").replace(".", "_")
+        renamed.append((f"{layer}.{_ROLES[role]}.weight", tensor.detach().clone().contiguous()))
+        if role == "lora_A":
+            renamed.append((f"{layer}.alpha", torch.tensor(_ALPHA)))
+    return renamed
+
+
+def save_lora(file: Path, state: Mapping[str, Tensor], recipe: Recipe) -> None:
+    """Writes a LoRA in float16 with the header entries that kohya's trainer writes and the webui reads."""
+    header = {
+        "format": "pt",
+        "ss_base_model_version": "sd_v1",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(_RANK),
+        "ss_network_alpha": str(_ALPHA),
+        "ss_output_name": file.stem,
+        "ss_steps": str(recipe.plan.steps),
+        "ss_learning_rate": str(recipe.plan.rate),
+        "ss_seed": str(recipe.plan.seed),
+        "ss_resolution": "(64, 64)",
+        "ss_sd_model_name": "sd-webui-accel demo",
+    }
+    save_file({key: tensor.half().contiguous() for key, tensor in state.items()}, file, metadata=header)
