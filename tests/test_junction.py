@@ -32,8 +32,10 @@ class Taker:
 
     def __init__(self, mark: str, *owned: Any) -> None:
         self.mark, self.owned = mark, owned
+        self.times_asked = 0
 
     def owns(self, module: Any) -> bool:
+        self.times_asked += 1
         return module in self.owned
 
     def receive(self, module: Any, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
@@ -117,6 +119,14 @@ def test_who_joins_twice_leaves_at_once(owner: type[Layer]) -> None:
     place.leave(taker)
     place.leave(taker)
     assert owner.__dict__["forward"] is before
+
+
+def test_who_joins_twice_is_asked_once_a_call(owner: type[Layer]) -> None:
+    place, taker = Junction(owner, "forward"), Taker("A")
+    place.join(taker)
+    place.join(taker)
+    owner().forward("x")
+    assert taker.times_asked == 1
 
 
 def test_leaving_of_one_that_never_joined_changes_nothing(owner: type[Layer]) -> None:

@@ -106,6 +106,23 @@ def test_channels_last_weights_are_the_same(accelerate: Accelerate, stock: Stock
     assert handle.report().generation.host == 0
 
 
+@pytest.mark.parametrize("under_autocast", [False, True])
+def test_bfloat16_is_as_near_to_float32_as_stock(
+    under_autocast: bool, accelerate: Accelerate, stock: Stock
+) -> None:
+    pipe = models.own_pipeline()
+    if not under_autocast:
+        pipe.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=under_autocast):
+        before = models.picture(pipe, steps=4)
+        handle = accelerate(pipe)
+        after = models.picture(pipe, steps=4)
+    exact = stock(steps=4)
+    assert models.difference(after, exact) <= 1.5 * models.difference(before, exact)
+    assert handle.report().generation.host == 0
+    assert after.dtype is before.dtype
+
+
 def test_encoded_and_decoded_images_are_the_same(accelerate: Accelerate) -> None:
     pipe = models.pipeline()
     pixels = torch.rand(2, 3, 40, 56) * 2 - 1
