@@ -1,8 +1,8 @@
 """Write a Hugging Face home folder from which the webui builds its CLIP tokenizer and text encoder offline.
 
 Two entries come from lib_accel/demo/data/clip_tokenizer: the hub cache entry of
-openai/clip-vit-large-patch14, which the webui asks for by name, and tiny-clip, a plain folder with a two-layer
-config for the tiny checkpoints.
+openai/clip-vit-large-patch14, which the webui asks for by name, and tiny-clip, a plain folder with a
+two-layer config for the tiny checkpoints.
 """
 
 from __future__ import annotations
