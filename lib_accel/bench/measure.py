@@ -82,7 +82,7 @@ class Stand:
 
 def measure(case: Case, effort: Effort) -> dict[str, Any]:
     """Figures of a case, in the form of the benchmark's file."""
-    with _standing(case) as stand:
+    with standing(case) as stand:
         runs = in_turn(
             {side: functools.partial(stand.timed, side, effort.steps) for side in stand.pipes}, effort.pairs
         )
@@ -111,7 +111,8 @@ def _compare(stand: Stand, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _standing(case: Case) -> Iterator[Stand]:
+def standing(case: Case) -> Iterator[Stand]:
+    """The case's pipelines for the `with` block, and nothing of ours in place after it."""
     stand = Stand(case)
     try:
         yield stand

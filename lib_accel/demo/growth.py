@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lib_accel.bench.stats import Paired
-from lib_accel.bench.timing import ACCELERATED, STOCK, Run, in_turn
-from lib_accel.demo.cases import figures_of
+from lib_accel.bench.stats import Paired, paired
+from lib_accel.bench.timing import ACCELERATED, STOCK
 from lib_accel.demo.stage import Stage
 
 COUNTS = (0, 1, 2, 4, 8, 16)
-PAIRS = 2
 STEPS = 6
 
 
@@ -29,16 +26,29 @@ class Point:
         return {"loras": self.loras, **asdict(self.figures)}
 
 
-def point(stage: Stage, loras: int) -> Point:
-    """Times a few steps on both sides, in turn."""
-    stage.wear(loras)
+def grow(stage: Stage, counts: Sequence[int], begin: Callable[[str], None]) -> list[Point]:
+    """Times a few steps of both sides with each number of LoRAs.
 
-    def run(side: str) -> Run:
-        return stage.run(side, STEPS, output_type="latent")[0]
+    begin: is told each part as it begins; there are two for each number.
+    """
+    times: dict[tuple[int, str], list[float]] = {}
+    for side in (ACCELERATED, STOCK):
+        stage.run(side, 2, output_type="latent")  # to warm up
+    for count, sides in rounds(counts):
+        begin(f"a step with {count} LoRA{'' if count == 1 else 's'}")
+        stage.wear(count)
+        for side in sides:
+            run, _ = stage.run(side, STEPS, output_type="latent")
+            times.setdefault((count, side), []).append(run.step_ms)
+    return [Point(count, paired(times[count, STOCK], times[count, ACCELERATED])) for count in counts]
 
-    sides = {side: functools.partial(run, side) for side in (STOCK, ACCELERATED)}
-    runs = in_turn(sides, PAIRS, warm=lambda side: stage.run(side, 2, output_type="latent"))
-    return Point(loras, figures_of(runs))
+
+def rounds(counts: Sequence[int]) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Up and down again, each time with the other side first: a machine that slows down bends no line."""
+    for count in counts:
+        yield count, (STOCK, ACCELERATED)
+    for count in reversed(counts):
+        yield count, (ACCELERATED, STOCK)
 
 
 def slope_ms(points: Sequence[Point], side: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from lib_accel.bench.environment import environment
 from lib_accel.bench.progress import Progress
 from lib_accel.demo.cases import PAIRS, Case, Outcome, cases_of, outcome_of
-from lib_accel.demo.growth import COUNTS, Point, point
+from lib_accel.demo.growth import COUNTS, Point, grow
 from lib_accel.demo.request import Request
 from lib_accel.demo.scene import Scene, scene_of
 from lib_accel.demo.stage import SEED, Stage
@@ -38,7 +38,7 @@ def show(request: Request) -> Show:
     """Loads what was asked for and runs it on both sides. Raises AccelError for what cannot be used."""
     scene = scene_of(request)
     cases = cases_of(len(scene.loras), is_controlled=scene.controlnet is not None)
-    with Progress(len(cases) + len(COUNTS)) as progress:
+    with Progress(len(cases) + 2 * len(COUNTS)) as progress:
         outcomes = _outcomes(scene, cases, request.steps, progress)
         points = _points(scene, progress)
     device = scene.pipe.unet.device
@@ -62,14 +62,10 @@ def _outcomes(scene: Scene, cases: Sequence[Case], steps: int, progress: Progres
 
 def _points(scene: Scene, progress: Progress) -> list[Point]:
     stage = Stage(scene.pipe, scene.asked, scene.many)
-    points = []
     try:
-        for count in COUNTS:
-            progress.begin(f"a step with {count} LoRA{'' if count == 1 else 's'}")
-            points.append(point(stage, count))
+        return grow(stage, COUNTS, progress.begin)
     finally:
         stage.leave()
-    return points
 
 
 def _settings(scene: Scene, request: Request) -> dict[str, Any]:

@@ -17,7 +17,7 @@ _CUDA_BUILD = "install torch's CUDA build, see https://pytorch.org/get-started/l
 
 
 def judge_torch(machine: Machine) -> Verdict:
-    """Whether torch imports, and which lines of the table "What works where" hold."""
+    """Whether torch imports, and which columns of the README's "What works where" are for it."""
     torch = machine.packages["torch"]
     if torch.version is None:
         return Verdict("no", "not installed", _INSTALL)
@@ -28,19 +28,19 @@ def judge_torch(machine: Machine) -> Verdict:
             f"{torch.version} cannot be imported: {torch.fault}",
             "python -m pip install --force-reinstall torch, or: python run.py doctor --install",
         )
-    lines = [_line_of(torch.version)]
+    columns = [_column_of(torch.version)]
+    if machine.interpreter.system == "Windows":
+        columns.append("Windows")
     if not devices.gpus:
-        lines.append("no GPU")
-    if machine.packages["triton"].version is None:
-        lines.append("no Triton")
-    finding = f"{torch.version}, built for {devices.build}; in 'What works where': {', '.join(lines)}"
+        columns.append("no GPU")
+    finding = f"{torch.version}, built for {devices.build}; README, 'What works where': {', '.join(columns)}"
     reason = why_not("torch", torch.version)
     if reason:
         return Verdict("limited", f"{finding}; {reason}", f'python -m pip install "torch>={OLDEST["torch"]}"')
     return Verdict("yes", finding)
 
 
-def _line_of(version: str) -> str:
+def _column_of(version: str) -> str:
     if is_older(version, OLDEST["torch"]):
         return f"torch before {OLDEST['torch']}"
     return "torch 2.1 to 2.5" if is_older(version, "2.6") else "torch 2.6 or newer"

@@ -113,9 +113,10 @@ class Handle:
         """Fuses exactly these LoRAs into the weights, instead of those that were; none gives the bits back.
 
         loras: (path or state dict, scale for the text encoders, scale for the UNet). While networks are fused
-        the weights are the handle's: who else writes to them loses that at the next change.
+        the weights are the handle's.
 
-        Raises LoraError, before any weight is changed, if a file cannot be read, does not fit or is broken.
+        Raises LoraError, before any weight is changed, if a file cannot be read, does not fit or is broken,
+        or if others wrote to fused weights. An empty set leaves such weights as they are, and says so once.
         """
         wanted = [_wanted(lora) for lora in loras]
         began = time.perf_counter()

@@ -78,10 +78,10 @@ def _fuse(weight: Tensor, base: Tensor, pairs: Sequence[Pair]) -> None:
     wide = torch.promote_types(base.dtype, torch.float32)
     in_place = weight.dtype == wide and weight.is_contiguous()  # half the time of a sum beside it
     total = weight if in_place else torch.empty(base.shape, dtype=wide, device=weight.device)
-    total.copy_(
-        base.to(weight.device)
-    )  # moved as it is: across devices torch would widen it on the CPU first
-    total.flatten(1).addmm_(up.to(wide), down.to(wide))  # in place: autocast leaves it alone
+    # Moved in its own dtype: in a copy across devices torch would widen it on the CPU first.
+    total.copy_(base.to(weight.device))
+    # In place, which autocast leaves alone.
+    total.flatten(1).addmm_(up.to(wide), down.to(wide))
     if not in_place:
         weight.copy_(total)
 

@@ -27,7 +27,9 @@ def test_a_step_launches_the_same_operations_with_any_number_of_networks(figures
 
 
 def test_the_operations_of_a_step_are_those_of_a_whole_unet(figures: dict[str, Any]) -> None:
-    assert figures["step_ops"]["0"]["count"] > 1000
+    ops = figures["step_ops"]["0"]
+    assert ops["count"] > 1000
+    assert len(ops["sha256"]) == 64
 
 
 def test_going_back_to_none_gives_the_very_bits(figures: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lib_accel.bench.jobs import JOBS
-from lib_accel.bench.measure import Stand, measure
+from lib_accel.bench.measure import Stand, measure, standing
 from lib_accel.bench.models import pipeline
 from lib_accel.bench.suites import SUITES, Case, Effort
 from lib_accel.bench.timing import ACCELERATED, STOCK, Clock
@@ -79,8 +79,10 @@ def test_nothing_of_ours_is_in_place_on_stocks_turn() -> None:
     assert not _is_patched()
 
 
-def test_nothing_of_ours_is_left_after_a_case(figures: dict[str, Any]) -> None:
-    assert figures
+def test_nothing_of_ours_is_left_after_a_case() -> None:
+    with standing(Case("plain")) as stand:
+        stand.turn(ACCELERATED)
+    assert stand.pipes
     assert not _is_patched()
 
 

@@ -104,6 +104,14 @@ def test_empty_set_leaves_them_says_so_and_goes_on(
     assert torch.equal(parts.weight, changed)
 
 
+def test_restore_drops_the_bases_of_the_others_too(parts: Parts) -> None:
+    parts.fuse(parts.network())
+    replace_parameter(parts)
+    with pytest.raises(LoraError, match="left as they are"):
+        parts.fuser.restore()
+    assert parts.fuser.base_bytes == 0
+
+
 def test_layer_that_is_gone_stops_the_next_set(parts: Parts) -> None:
     parts.fuse(parts.network())
     parts.unet.mid_block.attentions = nn.ModuleList()

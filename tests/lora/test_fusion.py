@@ -147,6 +147,13 @@ def test_zero_scale_leaves_a_part_alone(parts: Parts, te_scale: float, unet_scal
     assert writes(model) == before
 
 
+def test_both_text_encoders_follow_the_scale_for_text() -> None:
+    models = {"text_encoder": make.text_encoder(), "text_encoder_2": make.second_text_encoder()}
+    network = read_network(spell.network(models, spell.kohya_xl))
+    assert Fuser(models).fuse([Wanted(network, 0.0, 1.0)]).layers == 0
+    assert Fuser(models).fuse([Wanted(network, 1.0, 0.0)]).layers == len(network.layers)
+
+
 def test_negative_scale_takes_away_what_the_positive_adds(parts: Parts) -> None:
     base, network = parts.weight.clone(), parts.network()
     parts.fuse(network, scale=1.5)

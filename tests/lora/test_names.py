@@ -35,6 +35,9 @@ SPELLED = {
     "lora_te2_text_projection": ("text_encoder_2", "text_projection"),
     "text_encoder.text_model.encoder.layers.0.self_attn.q_proj": ("text_encoder", TEXT_Q),
     "text_encoder.text_model.encoder.layers.0.self_attn.to_q": ("text_encoder", TEXT_Q),
+    "text_encoder.mlp.to_k": ("text_encoder", "mlp_k_proj"),
+    "text_encoder.mlp.to_v": ("text_encoder", "mlp_v_proj"),
+    "text_encoder.mlp.to_out": ("text_encoder", "mlp_out_proj"),
     "text_encoder_2.text_model.encoder.layers.0.self_attn.to_q": ("text_encoder_2", TEXT_Q),
     "base_model.model.text_model.encoder.layers.0.self_attn.q_proj": ("text_encoder", TEXT_Q),
     "base_model.model.encoder.layers.0.self_attn.q_proj": ("text_encoder", TEXT_Q),
@@ -163,6 +166,12 @@ def test_names_of_no_layer_are_listed_as_the_file_spells_them() -> None:
     assert len(located.layers) == len(tensors) // 2
 
 
+def test_tensors_that_are_no_part_of_a_layer_are_listed_too() -> None:
+    unet = make.sd1_unet()
+    tensors = spell.network({"unet": unet}) | {"bundle_emb.cat": torch.ones(1)}
+    assert fuse_plan(tensors, unet=unet).unknown == ("bundle_emb.cat",)
+
+
 def test_names_of_an_absent_model_are_listed_if_another_fits() -> None:
     unet, encoder = make.sd1_unet(), make.text_encoder()
     located = fuse_plan(spell.network({"unet": unet, "text_encoder": encoder}), unet=unet)
@@ -198,6 +207,14 @@ def test_context_of_another_width_is_another_architecture() -> None:
     told = r"'style' was made for another architecture.*context width 40.*the model has context width 24"
     with pytest.raises(LoraError, match=told):
         fuse_plan(tensors, unet=make.sd1_unet())
+
+
+def test_context_tells_even_where_its_layers_have_no_place() -> None:
+    tensors = spell.network({"unet": make.sdxl_unet()}, pattern=r"down_blocks\.2.*attn2\.to_k")
+    unet = make.sd1_unet()
+    fitting = spell.network({"unet": unet}, pattern=".*attn1.to_q")
+    with pytest.raises(LoraError, match="'style' was made for another architecture"):
+        fuse_plan(tensors | fitting, unet=unet)
 
 
 @pytest.mark.parametrize(("width", "family"), [(768, "SD1"), (1024, "SD2"), (2048, "SDXL")])

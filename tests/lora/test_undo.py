@@ -66,11 +66,12 @@ def test_fusing_after_restore_is_as_at_first(parts: Parts) -> None:
 
 def test_models_are_held_weakly(parts: Parts) -> None:
     parts.fuse(parts.network())
-    unet = weakref.ref(parts.unet)
+    unet, weight = weakref.ref(parts.unet), weakref.ref(parts.weight)
     fuser = parts.fuser
     del parts.models, parts.unet
     gc.collect()
     assert unet() is None
+    assert weight() is None
     assert fuser.fuse([]).layers == 12  # the text encoder's
 
 
