@@ -21,11 +21,13 @@ class ConvSpec(NamedTuple):
 
 # oneDNN copies a float32 weight into a blocked layout at every call. That is lost in the arithmetic where
 # the image is large, but where the weight does not fit the cache and the image is small, it is most of the
-# time: one matrix product over the unfolded image reads the weight once, as it lies. Measured with torch
-# 2.1.2 and 2.13.0 on an AVX-512 EPYC, one thread: 1.1 to 3.7 times faster from 11 million elements up and
-# at most 256 positions, slower below 8 million elements at any size.
+# time: one matrix product over the unfolded image reads the weight once, as it lies. How dear the copy is
+# depends on the process: glibc maps blocks of more than 32 MiB anew at each allocation, and the kernel then
+# clears every page, unless the heap happens to have a free block as large. Measured with torch 2.13.0 on an
+# AVX-512 EPYC, one thread, at 8 to 32 positions: 2.5 to 2.8 times faster where the pages are new, 0.8 to 1.0
+# times where they are not. At 72 to 128 positions it is 1.0 to 1.5 and 0.6 to 0.7 times.
 _LARGE_WEIGHT_BYTES = 32 * 2**20
-_FEW_POSITIONS = 256
+_FEW_POSITIONS = 32
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_accel.blocks.ops import cast, layer_norm, linear
+from lib_accel.blocks.ops import layer_norm, linear
 from lib_accel.blocks.rules import Rules
 
 
@@ -72,7 +72,7 @@ def encoder_layer(x: Tensor, mask: Mask, weights: EncoderWeights, spec: EncoderS
     if spec.tokens_first:
         x = x.transpose(0, 1)
     normed = layer_norm(x, w.norm1, w.norm1_bias, spec.eps[0], rules)
-    mixed = _attend(*_project(normed, w, rules), mask, spec.heads, rules)
+    mixed = _attend(*_project(normed, w, rules), mask, spec.heads)
     x = x + linear(mixed, w.out, w.out_bias, rules)
     normed = layer_norm(x, w.norm2, w.norm2_bias, spec.eps[1], rules)
     hidden = ACTIVATIONS[spec.activation](linear(normed, w.hidden, w.hidden_bias, rules))
@@ -89,8 +89,7 @@ def _project(normed: Tensor, w: EncoderWeights, rules: Rules) -> tuple[Tensor, T
     return query, key, linear(normed, w.value, w.value_bias, rules)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask, heads: int, rules: Rules) -> Tensor:
-    query, key, value = cast(rules.matmul, query, key, value)
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask, heads: int) -> Tensor:
     bias = _fit(mask.bias, query.dtype)
     batch, tokens, channels = query.shape
     query, key, value = (

@@ -86,7 +86,7 @@ def _frame(axes: Any, points: Sequence[Point]) -> None:
     counts = [point.loras for point in points]
     axes.set_ylim(0, _top_ms(points))
     axes.set_yticks([tick for tick in axes.get_yticks() if tick <= _top_ms(points)])
-    axes.set_xlim(-0.11 * counts[-1], counts[-1])
+    axes.set_xlim(-0.13 * counts[-1], counts[-1])
     axes.set_xticks(counts)
     axes.set_xlabel("LoRAs at once", color=_GREY, fontsize=10)
     axes.set_ylabel("milliseconds a step", color=_GREY, fontsize=10)

@@ -22,6 +22,7 @@ ODD = {
     "usual": USUAL,
     "equal": points(stock=(60.0, 0.0), ours=(60.0, 0.0)),
     "slower": points(stock=(2000.0, 9.0), ours=(2300.0, 0.0)),
+    "long": points(stock=(50.93, 8.3), ours=(49.31, 0.0)),
     "steep": points(stock=(62.0, 90.0), ours=(55.0, 0.0)),
     "tiny": points(stock=(0.9, 0.2), ours=(0.1, 0.0)),
 }
