@@ -60,7 +60,7 @@ def _decoder(decoder: Any, names: Names, trust: Trust) -> list[Candidate]:
         here = decoder.up[level]
         chain += _level(here, decoder.num_res_blocks + 1, names, trust)
         if level != 0:
-            chain.append(_upsample(here.upsample, names, trust))
+            chain.append(_resampling("upsample", here.upsample, names.upsample, trust))
     return [*chain, _out(decoder, trust)]
 
 
@@ -70,7 +70,7 @@ def _encoder(encoder: Any, names: Names, trust: Trust) -> list[Candidate]:
         here = encoder.down[level]
         chain += _level(here, encoder.num_res_blocks, names, trust)
         if level != encoder.num_resolutions - 1:
-            chain.append(_downsample(here.downsample, names, trust))
+            chain.append(_resampling("shrink", here.downsample, names.downsample, trust))
     return [*chain, *_middle(encoder.mid, names, trust), _out(encoder, trust)]
 
 
@@ -148,26 +148,15 @@ def _read_attention(block: Any, names: Names, trust: Trust) -> Reading:
     return Reading(slots, ImageAttentionSpec(norm))
 
 
-def _upsample(block: Any, names: Names, trust: Trust) -> Candidate:
+def _resampling(kind: str, block: Any, expected: str, trust: Trust) -> Candidate:
     def read() -> Reading:
-        reading.demand_type(block, names.upsample)
+        reading.demand_type(block, expected)
         reading.demand_clean(block, trust)
         if not block.with_conv:
-            raise LayoutError("Upsample without a convolution")
+            raise LayoutError(f"{type(block).__name__} without a convolution")
         return Reading(*reading.conv_spec(block.conv, trust))
 
-    return Candidate("upsample", read, _plain(block))
-
-
-def _downsample(block: Any, names: Names, trust: Trust) -> Candidate:
-    def read() -> Reading:
-        reading.demand_type(block, names.downsample)
-        reading.demand_clean(block, trust)
-        if not block.with_conv:
-            raise LayoutError("Downsample without a convolution")
-        return Reading(*reading.conv_spec(block.conv, trust))
-
-    return Candidate("shrink", read, _plain(block))
+    return Candidate(kind, read, _plain(block))
 
 
 def _out(owner: Any, trust: Trust) -> Candidate:
