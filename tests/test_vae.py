@@ -257,6 +257,14 @@ def test_a_foreign_attention_runs_live_among_ours(engine: Engine, host: FakeHost
     assert type(child).__qualname__ in next(iter(engine.generation.reasons))
 
 
+def test_the_attention_that_xformers_would_run_is_ours_too(engine: Engine, host: FakeHost) -> None:
+    decoder, other = tiny_decoder(), tiny_decoder()
+    other.mid.attn_1 = ldm_model.MemoryEfficientAttnBlock(64).requires_grad_(False)
+    other.load_state_dict(decoder.state_dict())
+    assert difference(run(other, picture()), stock(host, decoder, picture())) <= LIMIT
+    assert (engine.generation.host, engine.generation.direct) == (0, ALL)
+
+
 @pytest.mark.parametrize("path", ["conv_in", "mid.block_1", "up.1.block.1", "up.1.upsample", "norm_out"])
 def test_a_hooked_block_runs_live_among_ours(engine: Engine, host: FakeHost, path: str) -> None:
     decoder, x = tiny_decoder(), picture()
