@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
 
 import torch
 
 # Since torch 2.4 autocast is asked by device type; before, each device had functions of its own.
 _BY_DEVICE_TYPE = hasattr(torch, "get_autocast_dtype")
-
-# Has its place in torch.compiler since torch 2.3.
-_IS_COMPILING = getattr(torch.compiler, "is_compiling", None) or torch._dynamo.is_compiling
 
 SUPPORTED_DEVICES = ("cpu", "cuda")
 
@@ -36,4 +34,7 @@ def autocast_on(device_type: str, dtype: torch.dtype) -> AbstractContextManager[
 
 def is_compiling() -> bool:
     """Whether torch.compile is tracing the caller."""
-    return bool(_IS_COMPILING())
+    if hasattr(torch.compiler, "is_compiling"):  # since torch 2.3
+        return bool(torch.compiler.is_compiling())
+    # Who has not imported it compiles nothing, and importing it takes a second.
+    return "torch._dynamo" in sys.modules and bool(torch._dynamo.is_compiling())

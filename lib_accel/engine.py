@@ -38,7 +38,7 @@ _SWITCHED_OFF = "switched off"
 
 
 class Engine:
-    """Accelerates every UNet and control model of the process while it is attached.
+    """Accelerates the host's UNets, control models, VAEs and text encoders while it is attached.
 
     Models are met at their calls and known by weak references only: refiners, control models and models of
     other extensions need no registration, and a model that the host drops is freed.
@@ -122,15 +122,13 @@ class Engine:
             bound = self._bound_unit(module, unit)
             if module in compiled:  # its calls are traced, so none comes to us
                 bound.count_as_host(tally, [COMPILED])
-            elif (failure := self._replaced.get(type(module)) or self._broken.get(module)) is not None:
+            elif (failure := self._failure(module, None)) is not None:
                 bound.count_as_host(tally, [failure])
             else:
                 bound.count(tally, attention_reason)
         entry = self._entries.get(type(model))
         if isinstance(entry, UNet):
-            failure = self._replaced.get(type(model)) or self._broken.get(
-                model, self._bound_unet(model, entry.names).failure
-            )
+            failure = self._failure(model, self._bound_unet(model, entry.names).failure)
             tally.add([] if failure is None else [failure])
         return tally
 
@@ -257,12 +255,16 @@ class Engine:
         self.generation.add([])
         return result
 
-    def _reasons(self, module: nn.Module, failure: str | None, call: ModelCall) -> Sequence[str]:
+    def _reasons(self, module: nn.Module, unread: str | None, call: ModelCall) -> Sequence[str]:
         """Why a module stays with the host in this call; empty if it does not."""
         if call.stand_aside:
             return call.stand_aside
-        found = self._replaced.get(type(module)) or self._broken.get(module, failure)
-        return () if found is None else (found,)
+        failure = self._failure(module, unread)
+        return () if failure is None else (failure,)
+
+    def _failure(self, module: nn.Module, unread: str | None) -> str | None:
+        """Why a module stays with the host in any call; `unread`: why it could not be read, if so."""
+        return self._replaced.get(type(module)) or self._broken.get(module, unread)
 
     def _begin_call(self, x: Tensor, emb: Any) -> ModelCall:
         """The state shared by all blocks of one call of a model: those that are handed the same embedding."""

@@ -11,7 +11,7 @@ from lib_accel.options import Options
 
 
 class Host(Protocol):
-    """The program around the models. hosts/webui.py implements it, and the fake of the tests."""
+    """The program around the models. The files of hosts/ implement it, and the fake of the tests."""
 
     # Attribute that the host sets on a layer whose weights carry networks, or None if it sets none.
     network_mark: str | None

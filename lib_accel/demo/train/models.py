@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from lib_accel.demo.architecture import NOISE
 from lib_accel.demo.train.scene import SIDE
 
 LATENT_SIDE = SIDE // 8
@@ -47,15 +48,6 @@ TEXT = {
     "bos_token_id": 49406,
     "eos_token_id": 49407,
     "pad_token_id": 49407,
-}
-NOISE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "prediction_type": "epsilon",
 }
 
 _TOKEN_DEVIATION, _POSITION_DEVIATION = 0.1, 0.05
@@ -93,4 +85,4 @@ def new_controlnet(unet: Any) -> Any:
 
 def new_scheduler() -> Any:
     """The noise schedule of SD1, for training and for DDIM."""
-    return DDIMScheduler(**NOISE)
+    return DDIMScheduler(**NOISE, prediction_type="epsilon")
