@@ -1,0 +1,53 @@
+"""Writes a weight as its pristine bits plus the terms of all its networks, rounded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from lib_accel.device import autocast_off
+from lib_accel.lora.terms import Dense, Factors, Rewrite, Term
+
+
+@torch.no_grad()
+def write_sum(weight: Tensor, base: Tensor, terms: Sequence[Term]) -> None:
+    """Makes `weight` its base + all terms in their order, computed in float32 or wider and rounded once.
+
+    base: the pristine bits, of the weight's shape, on any device; not changed. terms: on the weight's device.
+    Autocast does not change the result.
+    """
+    if not terms:
+        weight.copy_(base)
+        return
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    in_place = weight.dtype == wide and weight.is_contiguous()  # half the time of a sum beside it
+    total = weight if in_place else torch.empty(weight.shape, dtype=wide, device=weight.device)
+    # Moved in its own dtype: in a copy across devices torch would widen it on the CPU first.
+    total.copy_(base.to(weight.device))
+    with autocast_off(weight.device.type):
+        for kind, run in groupby(terms, key=type):
+            _ADD[kind](total, run)
+    if not in_place:
+        weight.copy_(total)
+
+
+def _add_factors(total: Tensor, terms: Iterable[Factors]) -> None:
+    """One product over the ranks of all terms: it costs what the widest weight costs, not what their number does."""
+    ups, downs = zip(*terms, strict=True)
+    total.flatten(1).addmm_(torch.cat(ups, dim=1).to(total.dtype), torch.cat(downs).to(total.dtype))
+
+
+def _add_dense(total: Tensor, terms: Iterable[Dense]) -> None:
+    for term in terms:
+        total.add_(term.delta.view(total.shape), alpha=term.strength)
+
+
+def _add_rewrites(total: Tensor, terms: Iterable[Rewrite]) -> None:
+    for term in terms:
+        total.add_(term.delta(total).view(total.shape), alpha=term.strength)
+
+
+_ADD = {Factors: _add_factors, Dense: _add_dense, Rewrite: _add_rewrites}

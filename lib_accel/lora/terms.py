@@ -1,0 +1,35 @@
+"""What a network changes in one weight, in forms that add up: delta.py makes them, accumulate.py adds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Factors(NamedTuple):
+    """The change `up @ down`: up (out, rank), down (rank, in * height * width), the strength in one of them."""
+
+    up: Tensor
+    down: Tensor
+
+
+class Dense(NamedTuple):
+    """The change `strength * delta`; delta has the weight's shape."""
+
+    delta: Tensor
+    strength: float
+
+
+class Rewrite(NamedTuple):
+    """The change `strength * delta(weight)`, where `weight` carries all terms before this one.
+
+    delta: takes the weight in float32 or wider, its shape as it is, leaves it alone, and returns its like.
+    """
+
+    delta: Callable[[Tensor], Tensor]
+    strength: float
+
+
+Term = Factors | Dense | Rewrite
