@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def write_sum(weight: Tensor, base: Tensor, terms: Sequence[Term]) -> None:
 
 
 def _add_factors(total: Tensor, terms: Iterable[Factors]) -> None:
-    """One product over the ranks of all terms: it costs what the widest weight costs, not what their number does."""
+    """One product over the ranks of all terms."""
     ups, downs = zip(*terms, strict=True)
     total.flatten(1).addmm_(torch.cat(ups, dim=1).to(total.dtype), torch.cat(downs).to(total.dtype))
 
@@ -50,4 +51,8 @@ def _add_rewrites(total: Tensor, terms: Iterable[Rewrite]) -> None:
         total.add_(term.delta(total).view(total.shape), alpha=term.strength)
 
 
-_ADD = {Factors: _add_factors, Dense: _add_dense, Rewrite: _add_rewrites}
+_ADD: Mapping[type, Callable[[Tensor, Iterable[Any]], None]] = {
+    Factors: _add_factors,
+    Dense: _add_dense,
+    Rewrite: _add_rewrites,
+}

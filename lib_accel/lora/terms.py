@@ -1,4 +1,4 @@
-"""What a network changes in one weight, in forms that add up: delta.py makes them, accumulate.py adds them."""
+"""What a network changes in one weight, in forms that add up: delta.py makes, accumulate.py adds them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Factors(NamedTuple):
-    """The change `up @ down`: up (out, rank), down (rank, in * height * width), the strength in one of them."""
+    """The change `up @ down`: up (out, rank), the strength in it; down (rank, in * height * width)."""
 
     up: Tensor
     down: Tensor
