@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib_accel.lora.delta import Factors, for_inpainting, lora_factors, tucker_down
+from lib_accel.lora.delta import for_inpainting, lora_factors, tucker_down
 from lib_accel.lora.formats import Layer
+from lib_accel.lora.terms import Factors
 
 
 class Pair(NamedTuple):

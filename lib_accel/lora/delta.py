@@ -7,19 +7,13 @@ product, whatever their number. All is float32, on the device of the weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lib_accel.lora.terms import Factors
+
 _INPAINT_CHANNELS, _LATENT_CHANNELS = 9, 4
-
-
-class Factors(NamedTuple):
-    """A weight change `up @ down`: up (out, rank), down (rank, in * height * width)."""
-
-    up: Tensor
-    down: Tensor
 
 
 def lora_factors(down: Tensor, up: Tensor, strength: float) -> Factors:
@@ -54,3 +48,39 @@ def needs_inpainting(have: Sequence[int], wanted: Sequence[int]) -> bool:
     """Whether `for_inpainting` turns factors for a weight of the shape `have` into ones for `wanted`."""
     as_latents = (wanted[0], _LATENT_CHANNELS, *wanted[2:])
     return len(wanted) == 4 and wanted[1] == _INPAINT_CHANNELS and tuple(have) == as_latents
+
+
+def cp_product(mid: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """A convolution kernel from its Tucker factors: `[o, i, h, w] = sum over p, q of
+    a[p, o] * mid[p, q, h, w] * b[q, i]`.
+
+    mid: (rank, rank, height, width), a: (rank, out), b: (rank, in). Source: LoHa and LoKr of LyCORIS,
+    arXiv:2309.14859.
+    """
+    inner = torch.tensordot(mid.float(), b.float(), ([1], [0]))  # (p, h, w, i)
+    kernel: Tensor = torch.tensordot(a.float(), inner, ([0], [0]))
+    return kernel.permute(0, 3, 1, 2)
+
+
+def loha(
+    w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, t1: Tensor | None = None, t2: Tensor | None = None
+) -> Tensor:
+    """LoHa: the elementwise product of two low-rank matrices, `(w1_a @ w1_b) * (w2_a @ w2_b)`.
+
+    a: (out, rank), b: (rank, in * height * width); with mid tensors t as in `cp_product`, which says how a
+    and b are then. Source: FedPara, arXiv:2108.06098; LyCORIS, arXiv:2309.14859.
+    """
+    halves = (
+        a.float() @ b.float().flatten(1) if mid is None else cp_product(mid, a, b)
+        for a, b, mid in ((w1_a, w1_b, t1), (w2_a, w2_b, t2))
+    )
+    first, second = halves
+    return first.reshape(second.shape) * second
+
+
+def lokr(w1: Tensor, w2: Tensor) -> Tensor:
+    """LoKr: the Kronecker product of a small matrix (out1, in1) and a larger one (out2, in2, ...).
+
+    Source: KronA, arXiv:2212.10650; LyCORIS, arXiv:2309.14859.
+    """
+    return torch.kron(w1.float().reshape(*w1.shape[:2], *[1] * (w2.ndim - 2)), w2.float())
