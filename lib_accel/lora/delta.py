@@ -83,4 +83,4 @@ def lokr(w1: Tensor, w2: Tensor) -> Tensor:
 
     Source: KronA, arXiv:2212.10650; LyCORIS, arXiv:2309.14859.
     """
-    return torch.kron(w1.float().reshape(*w1.shape[:2], *[1] * (w2.ndim - 2)), w2.float())
+    return torch.kron(w1.float().reshape(*w1.shape[:2], *[1] * (w2.ndim - 2)), w2.float().contiguous())
