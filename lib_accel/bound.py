@@ -36,6 +36,7 @@ class ModelCall(NamedTuple):
     stand_aside: tuple[str, ...]  # why this call stays with the host altogether
     device_type: str
     autocast: torch.dtype | None
+    networks: tuple[Hashable, ...]  # that the weights should carry (host.Host.wanted_networks)
 
     def as_host(self) -> AbstractContextManager[None]:
         """Autocast as the host set it."""
@@ -46,7 +47,12 @@ class ModelCall(NamedTuple):
         return nullcontext() if self.autocast is None else autocast_off(self.device_type)
 
 
-def new_call(x: Tensor, stand_aside: Sequence[str], attention_reasons: Sequence[str]) -> ModelCall:
+def new_call(
+    x: Tensor,
+    stand_aside: Sequence[str],
+    attention_reasons: Sequence[str],
+    networks: tuple[Hashable, ...] = (),
+) -> ModelCall:
     """The state of the current thread and of the host, as a call with the input `x` finds it."""
     device_type = x.device.type
     reasons = list(stand_aside)
@@ -54,14 +60,13 @@ def new_call(x: Tensor, stand_aside: Sequence[str], attention_reasons: Sequence[
         reasons.append("gradients are on, as in training")
     if device_type not in SUPPORTED_DEVICES:
         reasons.append(f"the device is {device_type}, supported are {' and '.join(SUPPORTED_DEVICES)}")
-        return ModelCall(Rules(), None, tuple(reasons), device_type, None)
+        return ModelCall(Rules(), None, tuple(reasons), device_type, None, ())
     if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         reasons.append("a global forward hook is set")
     autocast = autocast_dtype(device_type)
     attention_reason = "; ".join(attention_reasons) or None
-    return ModelCall(
-        rules_for(device_type, autocast), attention_reason, tuple(reasons), device_type, autocast
-    )
+    rules = rules_for(device_type, autocast)
+    return ModelCall(rules, attention_reason, tuple(reasons), device_type, autocast, networks)
 
 
 class NetworkState:
@@ -78,17 +83,15 @@ class NetworkState:
         self._wanted: tuple[Hashable, ...] | None = None
         self._marks: list[Any] = []
 
-    def ensure(self, host: Host, generation: Generation) -> None:
-        """Has the host merge what it wants into each layer, if that or a layer's mark changed."""
+    def ensure(self, host: Host, wanted: tuple[Hashable, ...], generation: Generation) -> None:
+        """Has the host merge what it wants into the layers, if that or a layer's mark changed."""
         if self._mark is None:
             return
-        wanted = host.wanted_networks()
         if wanted == self._wanted and self._current_marks() == self._marks:
             return
         began = time.perf_counter()
         self._wanted = None
-        for layer in self._layers:
-            host.apply_networks(layer)
+        host.apply_networks(self._layers)
         self._wanted, self._marks = wanted, self._current_marks()
         generation.fuse_s += time.perf_counter() - began
         generation.networks = len(wanted)

@@ -232,7 +232,7 @@ class Engine:
         if reasons := self._reasons(module, bound.failure, call):
             bound.count_as_host(self.generation, reasons)
             return None
-        bound.networks.ensure(self._host, self.generation)
+        bound.networks.ensure(self._host, call.networks, self.generation)
         result = bound.run(inputs, call)
         bound.count(self.generation, call.attention_reason)
         return result
@@ -248,7 +248,7 @@ class Engine:
             return None
         if not bound.takes(given.x, given.y):
             return None
-        bound.networks.ensure(self._host, self.generation)
+        bound.networks.ensure(self._host, call.networks, self.generation)
         emb = bound.embed(unet, given.timesteps, given.y, call)
         self._remember(emb, call)
         result = bound.run(unet, given.x, emb, given.context, call)
@@ -284,7 +284,8 @@ class Engine:
     def _new_call(self, x: Tensor) -> ModelCall:
         if not self._host.options().enabled:
             return new_call(x, [_SWITCHED_OFF], [])
-        call = new_call(x, self._host.stand_aside_reasons(), self._host.attention_reasons())
+        host = self._host
+        call = new_call(x, host.stand_aside_reasons(), host.attention_reasons(), host.wanted_networks())
         if not call.stand_aside:
             with self._lock:
                 self._watch.look()

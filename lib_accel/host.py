@@ -34,8 +34,11 @@ class Host(Protocol):
     def wanted_networks(self) -> tuple[Hashable, ...]:
         """Which networks (LoRA and its kin) the weights should carry now, with their scales; () for none."""
 
-    def apply_networks(self, layer: nn.Module) -> None:
-        """Makes `layer`'s weights carry the wanted networks, with the host's own bookkeeping. Idempotent."""
+    def apply_networks(self, layers: Sequence[nn.Module]) -> None:
+        """Makes the weights of these layers carry the wanted networks, under the host's own bookkeeping.
+
+        Idempotent.
+        """
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         """The live UNet and control models by name, for the report."""

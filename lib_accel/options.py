@@ -16,13 +16,23 @@ def _option(default: Any, label: str, help_text: str) -> Any:
 class Options:
     """What the user asked for. Equal options give equal choices.
 
-    Raises OptionError if a value has the wrong type.
+    Raises OptionError if a value has the wrong type, or a number is below 0.
     """
 
     enabled: bool = _option(
         True,
         "Accelerate",
         "run the blocks of UNet and ControlNet from the extension's own code; the pictures stay the same",
+    )
+    exact_loras: bool = _option(
+        False,
+        "Merge LoRAs with the webui's own arithmetic",
+        "weights to the last bit as without the extension; changing LoRAs takes several times as long",
+    )
+    lora_cache_mib: int = _option(
+        512,
+        "Keep LoRA files in memory, MiB",
+        "a LoRA that was used before is not read again, as long as all of them fit into this; 0 keeps none",
     )
 
     def __post_init__(self) -> None:
@@ -32,3 +42,5 @@ class Options:
             if type(value) is not expected:
                 kind = type(value).__name__
                 raise OptionError(f"{option.name}: got {value!r} ({kind}), expected {expected.__name__}")
+            if type(value) is int and value < 0:
+                raise OptionError(f"{option.name}: got {value}, expected 0 or more")

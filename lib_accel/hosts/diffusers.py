@@ -266,7 +266,7 @@ class DiffusersHost:
         """None that a layer would have to look for; see Handle.set_loras."""
         return ()
 
-    def apply_networks(self, layer: nn.Module) -> None:
+    def apply_networks(self, layers: Sequence[nn.Module]) -> None:
         """Nothing is left to do."""
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:

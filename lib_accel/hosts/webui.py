@@ -8,11 +8,13 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from modules import devices, scripts, sd_models, sd_unet, shared
 from torch import nn
 
+from lib_accel.hosts.webui_lora import MARK, Merger, wanted_networks
 from lib_accel.options import Options
 
 SETTING = "accel_{}"  # name of the setting behind each option
@@ -50,12 +52,13 @@ class _Generation(NamedTuple):
 class WebuiHost:
     """host.Host for the webui."""
 
-    network_mark: str | None = "network_current_names"  # extensions-builtin/Lora/networks.py
+    network_mark: str | None = MARK
 
     def __init__(self, *, is_off: bool = False) -> None:
         """`is_off`: whether the webui was started with acceleration off, whatever the settings say."""
         self.is_off = is_off
         self._generations: list[_Generation] = []  # from the outermost to the one that runs
+        self._merger = Merger()
 
     def owns(self, module: nn.Module) -> bool:
         """All of the process: refiners, control models and models of extensions are met at their calls."""
@@ -65,7 +68,8 @@ class WebuiHost:
         """The settings, unless the running generation or the command line says off."""
         running = next((each for each in reversed(self._generations) if each.is_alive()), None)
         wanted = not self.is_off and (running is None or running.is_wanted)
-        return Options(enabled=wanted and bool(_setting(SETTING.format("enabled"), Options().enabled)))
+        saved = {name: _saved(name, default) for name, default in _DEFAULTS.items()}
+        return Options(**saved | {"enabled": wanted and saved["enabled"]})
 
     def begin_generation(self, p: Any) -> bool:
         """Takes note of a processing object, and says whether it is of no other generation's making.
@@ -130,20 +134,16 @@ class WebuiHost:
         return home is not None and home.split(".")[0] in ("ldm", "sgm", "torch")
 
     def wanted_networks(self) -> tuple[Hashable, ...]:
-        """What the Lora extension's network_apply_weights would compare a layer's mark with."""
+        """The networks that the prompt asks for, and how they are to be merged."""
         networks = sys.modules.get("networks")
-        if networks is None:
-            return ()
-        return tuple(
-            (each.name, each.te_multiplier, each.unet_multiplier, each.dyn_dim)
-            for each in networks.loaded_networks
-        )
+        wanted = () if networks is None else wanted_networks(networks)
+        return tuple((each, self.options().exact_loras) for each in wanted)
 
-    def apply_networks(self, layer: nn.Module) -> None:
-        """The Lora extension's own merge of one layer: its arithmetic, its backups, its marks."""
+    def apply_networks(self, layers: Sequence[nn.Module]) -> None:
+        """Merges them, under the Lora extension's own marks and backups."""
         networks = sys.modules.get("networks")
         if networks is not None:
-            networks.network_apply_weights(layer)
+            self._merger.merge(layers, networks, exact=self.options().exact_loras)
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         """The parts of the loaded checkpoint, and the control models that sd-webui-controlnet keeps."""
@@ -160,6 +160,18 @@ def _at(owner: Any, path: str) -> Any:
     for name in path.split("."):
         owner = getattr(owner, name, None)
     return owner
+
+
+_DEFAULTS = asdict(Options())
+
+
+def _saved(name: str, default: Any) -> Any:
+    """The setting behind an option, in the option's type; the default, if what is saved cannot be that."""
+    try:
+        value = type(default)(_setting(SETTING.format(name), default))
+    except (TypeError, ValueError):
+        return default
+    return max(value, type(default)(0))
 
 
 def _setting(name: str, default: Any) -> Any:

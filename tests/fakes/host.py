@@ -44,9 +44,10 @@ class FakeHost:
     def wanted_networks(self) -> Hashable:
         return () if self.lora is None else self.lora.wanted()
 
-    def apply_networks(self, layer: nn.Module) -> None:
-        if self.lora is not None:
-            self.lora.network_apply_weights(layer)
+    def apply_networks(self, layers: Sequence[nn.Module]) -> None:
+        for layer in layers:
+            if self.lora is not None:
+                self.lora.network_apply_weights(layer)
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         return self.live

@@ -47,6 +47,15 @@ class Options:
 
 
 @dataclass(frozen=True)
+class OurOptions(Options):
+    """Change options of the extension until the end of the row; the stock server has none of them."""
+
+    def run(self, session: Session) -> list[Outcome]:
+        """Change them."""
+        return super().run(session) if session.ours else []
+
+
+@dataclass(frozen=True)
 class EndRow:
     """Set the options back that the row has changed."""
 

@@ -6,7 +6,7 @@ from ..outcome import host, part
 from ..picture import AGAIN, BASE, loras, picture, unit
 from ..row import Row, row
 from ..steps import Code, Options, Post
-from .networks import bits
+from .networks import bits, merged
 from .server_code import ATTENTION_IN, CONTROLNETS_ALIVE, IS_FREED, WATCH
 from .shapes import HIRES
 
@@ -68,10 +68,10 @@ def rows() -> tuple[Row, ...]:
             picture("tiny.ckpt", moves="base"),
             bits("weights of tiny.ckpt"),
             picture("tiny.ckpt with LoRA", moves="tiny.ckpt", **LORA),
-            bits("weights with LoRA"),
+            merged("weights with LoRA"),
             use("tiny.safetensors"),
             picture("with LoRA", moves="tiny.ckpt with LoRA", **LORA),
-            bits("weights of tiny.safetensors with LoRA"),
+            merged("weights of tiny.safetensors with LoRA"),
             AGAIN,
             bits("weights of tiny.safetensors again"),
         ),

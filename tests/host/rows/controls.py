@@ -7,7 +7,7 @@ from typing import Any
 from ..outcome import part
 from ..picture import AGAIN, BASE, loras, picture, unit
 from ..row import Row, row
-from .networks import FOUR, bits
+from .networks import FOUR, bits, merged
 from .shapes import HIRES, LONG
 
 ONE = unit()
@@ -78,9 +78,9 @@ def rows() -> tuple[Row, ...]:
             BASE,
             picture("LoRA", moves="base", **LORA),
             picture("both", moves="LoRA", units=(ONE,), **LORA),
-            bits(),
+            merged(),
             picture("four LoRAs, two units", moves="both", units=TWO, prompt=loras(*FOUR)),
-            bits("weights, four"),
+            merged("weights, four"),
             picture("ControlNet", moves="both", units=(ONE,)),
             picture("both, hires", units=(ONE,), **LORA | HIRES),
             picture("LoRA again", same="LoRA", **LORA),

@@ -10,7 +10,7 @@ from ..picture import AGAIN, BASE, loras, picture, unit
 from ..row import Group, Row, group, row
 from ..steps import Ask, Code, Draw, StatusShape, Step
 from . import checkpoints, controls, features, networks, shapes, text, trouble, vae
-from .networks import bits
+from .networks import merged
 from .server_code import COMPARE_WEIGHTS, KEEP_WEIGHTS
 
 AUTH = "user:secret"
@@ -48,7 +48,7 @@ def everything(
             BASE,
             Code("weights before", KEEP_WEIGHTS),
             picture("LoRA", moves="base", **prompt),
-            bits("weights with LoRA"),
+            merged("weights with LoRA"),
             picture("LoRA, cfg 1", cfg_scale=1, **prompt),
             AGAIN,
             Code("weights as before", COMPARE_WEIGHTS, prints="True"),
@@ -76,6 +76,7 @@ SDXL = ("UNet", "VAE", "text encoders")
 GROUPS: tuple[Group, ...] = (
     group("shapes", (row("status", BASE, StatusShape(SD1)), *shapes.rows())),
     group("lora", networks.rows()),
+    group("lora-exact", networks.exact_rows()),
     group("controlnet", controls.rows()),
     group("trouble", trouble.rows()),
     group("attention", features.attention_rows()),
@@ -110,7 +111,7 @@ GROUPS: tuple[Group, ...] = (
                 "full size",
                 picture("base", steps=2),
                 picture("LoRA", steps=2, moves="base", prompt=loras("full_lora_a", "full_lora_b:0.5")),
-                bits(),
+                merged(),
                 picture("ControlNet", steps=2, moves="base", units=(unit("full_cn_a"),)),
                 picture("base again", steps=2, same="base"),
             ),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from ..outcome import host
 from ..picture import AGAIN, BASE, Picture, loras, picture
 from ..row import Row, row
-from ..steps import Code, Options, Step
-from .server_code import COMPARE_WEIGHTS, KEEP_WEIGHTS, WEIGHTS
+from ..steps import Code, Options, OurOptions, Step
+from .server_code import AS_THE_HOST_MERGES, COMPARE_WEIGHTS, KEEP_WEIGHTS, WEIGHTS
 from .shapes import HIRES, LONG
 
 FOUR = ("tiny_lora_a", "tiny_lora_b:0.5", "tiny_lora_c:0.6", "tiny_lora_d:0.4")
@@ -33,6 +34,11 @@ def bits(label: str = "weights") -> Code:
     return Code(label, WEIGHTS)
 
 
+def merged(label: str = "merged weights") -> Code:
+    """Whether the layers carry what the host would have merged, but for rounding."""
+    return Code(label, AS_THE_HOST_MERGES, prints="True")
+
+
 def with_networks(*names: str, label: str = "", **fields: Any) -> Picture:
     """A picture with these networks, which must differ from the one without."""
     given = {"moves": "base"} | fields
@@ -48,26 +54,32 @@ def around(name: str, *middle: Step | Picture) -> Row:
     return row(name, BASE, keep, *middle, AGAIN, bits("weights without"), compare)
 
 
-def rows() -> Iterator[Row]:
-    """All rows of this file."""
+def exact_rows() -> tuple[Row, ...]:
+    """The same with the setting that asks for the host's own arithmetic: then all bits are the same."""
+    exactly = OurOptions({"accel_exact_loras": True})
+    return tuple(replace(row, steps=(exactly, *row.steps)) for row in rows(bits))
+
+
+def rows(check: Callable[[str], Code] = merged) -> Iterator[Row]:
+    """All rows of this file; `check` looks at merged weights."""
     for kind in KINDS:
-        yield around(f"kind {kind}", with_networks(f"tiny_{kind}"), bits())
+        yield around(f"kind {kind}", with_networks(f"tiny_{kind}"), check("weights"))
     for name, networks in SETS.items():
-        yield around(name, with_networks(*networks, label=name), bits())
-    yield around("zero weight", with_networks("tiny_lora_a:0", moves="", same="base"), bits())
+        yield around(name, with_networks(*networks, label=name), check("weights"))
+    yield around("zero weight", with_networks("tiny_lora_a:0", moves="", same="base"), check("weights"))
     yield around("unknown name", with_networks("no_such_lora", moves=""), bits())
     yield around(
         "none to one to four to others",
         with_networks("tiny_lora_a"),
-        bits(),
+        check("weights"),
         with_networks(*FOUR, label="four"),
-        bits("weights, four"),
+        check("weights, four"),
         with_networks("tiny_lora_a:0.4", label="less", moves="tiny_lora_a"),
-        bits("weights, less"),
+        check("weights, less"),
         with_networks("tiny_lora_a:0.4", label="less again", moves="", same="less"),
         with_networks("tiny_lora_b", label="in the first pass only", **FIRST_PASS),
         picture("another one in hires", prompt=loras("tiny_lora_a"), hr_prompt=loras("tiny_loha"), **HIRES),
-        bits("weights after hires"),
+        check("weights after hires"),
     )
     yield around(
         "networks kept in memory",
@@ -75,7 +87,7 @@ def rows() -> Iterator[Row]:
         with_networks("tiny_lora_a"),
         with_networks("tiny_lora_b", moves="tiny_lora_a"),
         with_networks("tiny_lora_a", label="a again", moves="", same="tiny_lora_a"),
-        bits(),
+        check("weights"),
     )
     yield around(
         "network of the settings",
@@ -93,7 +105,7 @@ def rows() -> Iterator[Row]:
         bits("weights, functional"),
         Options({"lora_functional": False}),
         with_networks("tiny_lora_b", label="merged", moves="", same="tiny_lora_b"),
-        bits("weights, merged"),
+        check("weights, merged"),
     )
 
 

@@ -18,6 +18,34 @@ for key, value in model.state_dict().items():
 print(digest.hexdigest())
 """
 )
+# Whether the layers carry what the builtin Lora extension would have merged, but for rounding: it merges once
+# more, into the same layers, and what was there is put back.
+AS_THE_HOST_MERGES = (
+    UNET
+    + """
+import sys, torch
+networks = sys.modules['networks']
+MARK, worst, carrying = 'network_current_names', 0.0, 0
+kinds = torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm
+with torch.no_grad():
+    for layer in model.network_layer_mapping.values():
+        if not isinstance(layer, kinds) or not any(
+            layer.network_layer_name in net.modules for net in networks.loaded_networks
+        ) or not getattr(layer, MARK, ()):
+            continue
+        kept = {name: value.clone() for name, value in layer.named_parameters(recurse=False)}
+        mark = getattr(layer, MARK)
+        setattr(layer, MARK, ())
+        networks.network_apply_weights(layer)
+        carrying += getattr(layer, MARK) == mark
+        for name, value in layer.named_parameters(recurse=False):
+            difference = (kept[name] - value).abs().max() / value.abs().max().clamp(min=1e-12)
+            worst = max(worst, difference.item())
+            value.copy_(kept[name])
+assert carrying or not networks.loaded_networks
+print(worst <= {tolerance})
+"""
+).replace("{tolerance}", "2e-6")
 KEEP_WEIGHTS = WEIGHTS + "store['weights'] = digest.hexdigest()\n"
 COMPARE_WEIGHTS = WEIGHTS.replace("print(", "print(store['weights'] == ")
 

@@ -9,7 +9,7 @@ from ..outcome import CLEAN, Speed, part
 from ..picture import AGAIN, BASE, loras, picture
 from ..row import Row, row
 from ..steps import Code, Options
-from .networks import around, bits
+from .networks import around, merged
 from .server_code import (
     FORGET_FAILURES,
     FORWARDS_OUT,
@@ -113,10 +113,10 @@ def _lora_row(family: Family) -> Row:
         condition("without"),
         picture("LoRA", prompt=loras(family.lora), moves="base", runs=family.runs),
         condition("with it", moves="without"),
-        bits("weights with LoRA"),
+        merged("weights with LoRA"),
         picture("text encoder only", prompt=loras(f"{family.lora}:0.9:0"), moves="LoRA", runs=family.runs),
         condition("0.9", moves="with it"),
-        bits("weights with 0.9"),
+        merged("weights with 0.9"),
         BASE,
         condition("without again", same="without"),
     )

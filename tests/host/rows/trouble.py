@@ -8,7 +8,7 @@ from ..outcome import ANY, OFF, part
 from ..picture import AGAIN, BASE, Picture, loras, picture, unit
 from ..row import Row, row
 from ..steps import Code, Interrupt, Options, ReloadUi, Switch, Together, Watched
-from .networks import bits
+from .networks import bits, merged
 from .server_code import (
     FORGET_FAILURES,
     FORWARDS_OUT,
@@ -24,7 +24,7 @@ IN_LORA = picture("LoRA", moves="base", **LORA)
 LORA_AGAIN = picture("LoRA again", same="LoRA", **LORA)
 CONTROL = picture("ControlNet", moves="base", units=(unit(),))
 FAILED = part(r"failed")
-AFTER = (AGAIN, LORA_AGAIN, bits("weights with LoRA"), AGAIN, bits("weights without"))
+AFTER = (AGAIN, LORA_AGAIN, merged("weights with LoRA"), AGAIN, bits("weights without"))
 
 
 def client(number: int) -> tuple[Picture, ...]:
@@ -55,11 +55,11 @@ def off_rows() -> tuple[Row, ...]:
             AGAIN,
             IN_LORA,
             picture("LoRA, off", accel=False, speed=OFF, **LORA),
-            bits("weights with LoRA"),
+            merged("weights with LoRA"),
             picture("other LoRA, off", accel=False, speed=OFF, **OTHER),
-            bits("weights with other LoRA"),
+            merged("weights with other LoRA"),
             LORA_AGAIN,
-            bits("weights with LoRA again"),
+            merged("weights with LoRA again"),
             picture("ControlNet, off", accel=False, speed=OFF, units=(unit(),)),
             picture("ControlNet", accel=True, units=(unit(),)),
             AGAIN,
@@ -72,11 +72,11 @@ def off_rows() -> tuple[Row, ...]:
             Switch(on=False),
             picture("off", speed=OFF),
             picture("LoRA, off", speed=OFF, **LORA),
-            bits("weights with LoRA"),
+            merged("weights with LoRA"),
             picture("ControlNet, off", speed=OFF, units=(unit(),)),
             Switch(on=True),
             LORA_AGAIN,
-            bits("weights with LoRA again"),
+            merged("weights with LoRA again"),
             CONTROL,
             AGAIN,
             bits("weights without"),
@@ -129,7 +129,7 @@ def reload_rows() -> tuple[Row, ...]:
     """Rows for a server with the web page."""
     reloads = [step for _ in range(3) for step in (ReloadUi(), AGAIN, LORA_AGAIN)]
     return (
-        row("Reload UI three times", BASE, IN_LORA, CONTROL, *reloads, CONTROL, bits("weights with LoRA")),
+        row("Reload UI three times", BASE, IN_LORA, CONTROL, *reloads, CONTROL, merged("weights with LoRA")),
         row(
             "Reload UI while off",
             BASE,
