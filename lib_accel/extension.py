@@ -4,32 +4,68 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 from modules import script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion
 
+from lib_accel.api.prompts import PromptWatch
 from lib_accel.api.routes import parse_credentials, router
 from lib_accel.engine import Engine
 from lib_accel.hosts.webui import SETTING, WebuiHost
+from lib_accel.hosts.webui_lora import find_network
+from lib_accel.hosts.webui_lora_files import KeptNetworks, ReadAhead
+from lib_accel.patching import Patch
 from lib_accel.ui.accordion import accordion
 from lib_accel.ui.settings import settings
 
 _log = logging.getLogger(__name__)
+
+
+def _count_loading(seconds: float) -> None:
+    _engine.generation.load_s += seconds
+
+
 _OFF_REASON = "the webui was started with --accel-off or ACCEL_OFF=1"
 
 # Without our preload, as after an installation without a restart, the flag does not exist.
 _host = WebuiHost(is_off=getattr(shared.cmd_opts, "accel_off", False) or os.environ.get("ACCEL_OFF") == "1")
 _engine = Engine(_host)  # one a process: "Reload UI" runs scripts again, but keeps this module
+_kept = KeptNetworks(
+    lambda: _host.options().lora_cache_mib if _host.options().enabled else 0,
+    lambda: shared.sd_model,
+    _count_loading,
+)
+_read_ahead = ReadAhead(find_network)
+_loading: Patch | None = None  # of the Lora extension, if that is there
 
 
 def register() -> None:
     """Attaches the engine and registers the callbacks; the webui clears these before each call."""
-    _engine.attach()
+    _attach()
     script_callbacks.on_model_loaded(_on_model_loaded)
-    script_callbacks.on_script_unloaded(_engine.detach)
+    script_callbacks.on_script_unloaded(_detach)
     script_callbacks.on_ui_settings(_on_ui_settings)
     script_callbacks.on_app_started(_on_app_started)
+
+
+def _attach() -> None:
+    """Idempotent: a package of model classes, or the Lora extension, may have been imported since."""
+    global _loading
+    _engine.attach()
+    networks = sys.modules.get("networks")
+    if networks is not None:
+        if _loading is None:
+            _loading = Patch(networks, "load_network", _kept.loading)
+        _loading.apply()
+
+
+def _detach() -> None:
+    if _loading is not None:
+        _loading.undo()
+    _kept.clear()
+    _engine.detach()
 
 
 class AccelScript(scripts.Script):  # type: ignore[misc]
@@ -71,7 +107,7 @@ def _summary() -> str:
 
 
 def _on_model_loaded(model: Any) -> None:
-    _engine.attach()  # a package of model classes may have been imported since
+    _attach()
     _engine.bind(*(each for _, each in _host.models()))
     _log.info("Accel: %s", _summary())
 
@@ -79,7 +115,11 @@ def _on_model_loaded(model: Any) -> None:
 def _on_ui_settings() -> None:
     for setting in settings():
         info = shared.OptionInfo(
-            setting.default, setting.label, setting.component, section=("accel", "Accel")
+            setting.default,
+            setting.label,
+            setting.component,
+            setting.component_args,
+            section=("accel", "Accel"),
         )
         shared.opts.add_option(SETTING.format(setting.option), info.info(setting.help))
 
@@ -90,9 +130,22 @@ def _on_app_started(demo: Any, app: Any) -> None:
         router(
             status=lambda: _engine.report().as_dict(),
             switch=_switch if may_change else None,
+            read_ahead=_read_ahead.names,
             credentials=parse_credentials(shared.cmd_opts.api_auth),
         )
     )
+    # As the webui itself adds to a running app (modules/initialize_util.py).
+    app.middleware_stack = None
+    app.add_middleware(PromptWatch, tell=_watch_prompt)
+    app.build_middleware_stack()
+
+
+def _watch_prompt(text: str) -> None:
+    try:
+        if _host.options().enabled:
+            _read_ahead.prompt(text)
+    except Exception:  # the request is somebody else's, and must go on
+        _log.exception("no reading ahead")
 
 
 def _switch(on: bool) -> None:

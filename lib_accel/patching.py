@@ -1,4 +1,4 @@
-"""The only code that changes a class, with its undo.
+"""The only code that changes a class or a module of the host, with its undo.
 
 A replaced method stays callable for ever: other extensions capture bound methods (sd-webui-controlnet puts
 them back on the instance a generation later), so a replacement that is undone goes on working as the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, Protocol
 
 from lib_accel.device import is_compiling
@@ -16,15 +17,15 @@ from lib_accel.device import is_compiling
 Method = Callable[..., Any]
 
 
-class ClassPatch:
-    """One method of one class replaced by `make(original)`, once, and put back.
+class Patch:
+    """One method of one class, or function of a module, replaced by `make(original)`, once, and put back.
 
     `apply` and `undo` may be called in any order, any number of times. If someone replaced the method after
     us, `undo` leaves theirs alone: it may call ours, which then must act as the original (the caller's
     `make` sees to that).
     """
 
-    def __init__(self, owner: type, name: str, make: Callable[[Method], Method]) -> None:
+    def __init__(self, owner: type | ModuleType, name: str, make: Callable[[Method], Method]) -> None:
         self.owner, self.name = owner, name
         self._was_own = name in owner.__dict__
         self.original: Method = getattr(owner, name)
@@ -78,7 +79,7 @@ class Junction:
 
     def __init__(self, owner: type, name: str) -> None:
         self._receivers: tuple[Receiver, ...] = ()
-        self._patch = ClassPatch(owner, name, self._replacement)
+        self._patch = Patch(owner, name, self._replacement)
 
     @property
     def original(self) -> Method:
@@ -92,7 +93,7 @@ class Junction:
     def join(self, receiver: Receiver) -> None:
         """Sends calls of the receiver's modules to it; harmless to repeat."""
         if not self._patch.is_placed:  # what the class has may be another than when we left
-            self._patch = ClassPatch(self._patch.owner, self._patch.name, self._replacement)
+            self._patch = Patch(self._patch.owner, self._patch.name, self._replacement)
         if receiver not in self._receivers:
             self._receivers = (*self._receivers, receiver)
         self._patch.apply()

@@ -38,6 +38,7 @@ class Generation(Tally):
 
     model_calls: int = 0  # calls of UNets and control models
     fuse_s: float = 0.0  # seconds in which weights were made to carry the wanted networks
+    load_s: float = 0.0  # seconds in which the host read networks
     networks: int = 0  # how many networks the weights carried last
 
     def copy(self) -> Generation:
@@ -109,6 +110,7 @@ class Report:
             | {
                 "model_calls": generation.model_calls,
                 "fuse_s": generation.fuse_s,
+                "load_s": generation.load_s,
                 "networks": generation.networks,
             },
             "summary": self.summary,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from lib_accel.engine import Engine
 from tests.fakes.host import FakeHost, attached
 from tests.fakes.models import inputs, run, tiny_unet
 
-MUTATING = ("/accel/v1/enable", "/accel/v1/disable")
+SWITCHES = ("/accel/v1/enable", "/accel/v1/disable")
+PREFETCH = "/accel/v1/loras/prefetch"
+MUTATING = (*SWITCHES, PREFETCH)
 
 
 class Switch:
@@ -29,11 +32,20 @@ class Switch:
         self.turned.append(on)
 
 
+def read_ahead(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Knows names of one letter."""
+    return [name for name in names if len(name) == 1], [name for name in names if len(name) != 1]
+
+
 def client(switch: Any = None, credentials: dict[str, str] | None = None) -> TestClient:
     app, engine = FastAPI(), Engine(FakeHost())
-    app.include_router(
-        router(status=lambda: engine.report().as_dict(), switch=switch, credentials=credentials or {})
+    routes = router(
+        status=lambda: engine.report().as_dict(),
+        switch=switch,
+        read_ahead=read_ahead,
+        credentials=credentials or {},
     )
+    app.include_router(routes)
     return TestClient(app)
 
 
@@ -47,7 +59,14 @@ def test_status_has_its_shape() -> None:
         "generation": dict,
         "summary": str,
     }
-    assert set(status["generation"]) == {"blocks", "reasons", "model_calls", "fuse_s", "networks"}
+    assert set(status["generation"]) == {
+        "blocks",
+        "reasons",
+        "model_calls",
+        "fuse_s",
+        "load_s",
+        "networks",
+    }
     assert status["generation"]["blocks"] == {"direct": 0, "host": 0}
 
 
@@ -73,7 +92,7 @@ def test_switches_cannot_be_turned_by_a_link(path: str) -> None:
     assert switch.turned == []
 
 
-@pytest.mark.parametrize("path", MUTATING)
+@pytest.mark.parametrize("path", SWITCHES)
 def test_a_refusal_is_told(path: str) -> None:
     answer = client(Switch("settings are frozen")).post(path)
     assert (answer.status_code, answer.json()["detail"]) == (403, "settings are frozen")
@@ -159,3 +178,13 @@ def test_summary_says_what_keeps_part_of_it_slow(host: FakeHost) -> None:
 def test_summary_waits_for_a_model() -> None:
     with attached() as engine:
         assert engine.report().summary == "waiting for a model"
+
+
+def test_prefetch_says_what_it_found() -> None:
+    answer = client(Switch()).post(PREFETCH, json={"names": ["a", "unknown", "b"]})
+    assert (answer.status_code, answer.json()) == (200, {"found": ["a", "b"], "unknown": ["unknown"]})
+
+
+@pytest.mark.parametrize("body", [None, {}, {"names": "a"}, {"names": [{}]}])
+def test_prefetch_of_anything_else_is_refused(body: Any) -> None:
+    assert client(Switch()).post(PREFETCH, json=body).status_code == 422

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lib_accel.patching import ClassPatch
+from lib_accel.patching import Patch
 
 Method = Callable[..., Any]
 
@@ -60,13 +60,13 @@ def call(owner: type) -> str:
 
 
 def test_making_a_patch_changes_nothing(owner: type) -> None:
-    patch = ClassPatch(owner, "forward", ours)
+    patch = Patch(owner, "forward", ours)
     assert call(owner) == "own(x)"
     assert not patch.is_on_top
 
 
 def test_applied_patch_is_called_and_reaches_the_original(owner: type) -> None:
-    patch = ClassPatch(owner, "forward", ours)
+    patch = Patch(owner, "forward", ours)
     patch.apply()
     assert call(owner) == "ours(own(x))"
     assert patch.is_on_top
@@ -74,7 +74,7 @@ def test_applied_patch_is_called_and_reaches_the_original(owner: type) -> None:
 
 def test_undo_gives_the_same_function_back(owner: type) -> None:
     before = owner.__dict__["forward"]
-    patch = ClassPatch(owner, "forward", ours)
+    patch = Patch(owner, "forward", ours)
     patch.apply()
     patch.undo()
     assert owner.__dict__["forward"] is before
@@ -82,7 +82,7 @@ def test_undo_gives_the_same_function_back(owner: type) -> None:
 
 
 def test_undo_of_an_inherited_method_leaves_no_attribute_behind(owner: type, heir: type) -> None:
-    patch = ClassPatch(heir, "forward", ours)
+    patch = Patch(heir, "forward", ours)
     patch.apply()
     assert (call(heir), call(owner)) == ("ours(own(x))", "own(x)")
     patch.undo()
@@ -92,7 +92,7 @@ def test_undo_of_an_inherited_method_leaves_no_attribute_behind(owner: type, hei
 
 def test_patch_is_made_once_however_often_it_is_applied(owner: type) -> None:
     made: list[Method] = []
-    patch = ClassPatch(owner, "forward", lambda original: made.append(original) or ours(original))
+    patch = Patch(owner, "forward", lambda original: made.append(original) or ours(original))
     for _ in range(3):
         patch.apply()
     assert len(made) == 1
@@ -101,7 +101,7 @@ def test_patch_is_made_once_however_often_it_is_applied(owner: type) -> None:
 
 def test_second_undo_changes_nothing(owner: type, heir: type) -> None:
     for patched in (owner, heir):
-        patch = ClassPatch(patched, "forward", ours)
+        patch = Patch(patched, "forward", ours)
         patch.apply()
         patch.undo()
         before = dict(patched.__dict__)
@@ -127,7 +127,7 @@ def test_last_step_decides_in_any_order(
     steps: str, is_ours: bool, kind: str, request: pytest.FixtureRequest
 ) -> None:
     patched = request.getfixturevalue(kind)
-    patch = ClassPatch(patched, "forward", ours)
+    patch = Patch(patched, "forward", ours)
     for step in steps.split():
         getattr(patch, step)()
     assert call(patched) == ("ours(own(x))" if is_ours else "own(x)")
@@ -135,7 +135,7 @@ def test_last_step_decides_in_any_order(
 
 def test_undo_below_somebody_elses_wrapper_leaves_theirs_in_place(owner: type) -> None:
     switch = Switch()
-    patch = ClassPatch(owner, "forward", switch.make)
+    patch = Patch(owner, "forward", switch.make)
     patch.apply()
     bury(owner)
     assert call(owner) == "theirs(ours(own(x)))"
@@ -151,7 +151,7 @@ def test_undo_below_somebody_elses_wrapper_leaves_theirs_in_place(owner: type) -
 def test_apply_below_somebody_elses_wrapper_neither_drops_it_nor_runs_ours_twice(
     steps: str, owner: type
 ) -> None:
-    patch = ClassPatch(owner, "forward", ours)
+    patch = Patch(owner, "forward", ours)
     patch.apply()
     bury(owner)
     for step in steps.split():
@@ -162,7 +162,7 @@ def test_apply_below_somebody_elses_wrapper_neither_drops_it_nor_runs_ours_twice
 def test_wrapper_that_was_there_first_is_the_original(owner: type) -> None:
     bury(owner)
     theirs = owner.__dict__["forward"]
-    patch = ClassPatch(owner, "forward", ours)
+    patch = Patch(owner, "forward", ours)
     patch.apply()
     assert call(owner) == "ours(theirs(own(x)))"
     patch.undo()
@@ -171,7 +171,7 @@ def test_wrapper_that_was_there_first_is_the_original(owner: type) -> None:
 
 def test_undo_works_again_once_somebody_else_took_their_wrapper_off(owner: type) -> None:
     before = owner.__dict__["forward"]
-    patch = ClassPatch(owner, "forward", ours)
+    patch = Patch(owner, "forward", ours)
     patch.apply()
     below = bury(owner)
     patch.undo()
@@ -182,7 +182,7 @@ def test_undo_works_again_once_somebody_else_took_their_wrapper_off(owner: type)
 
 def test_patch_that_somebody_overwrote_with_the_original_is_applied_again(owner: type) -> None:
     before = owner.__dict__["forward"]
-    patch = ClassPatch(owner, "forward", ours)
+    patch = Patch(owner, "forward", ours)
     patch.apply()
     owner.forward = before  # type: ignore[attr-defined]
     patch.apply()
@@ -191,7 +191,7 @@ def test_patch_that_somebody_overwrote_with_the_original_is_applied_again(owner:
 
 def test_bound_method_that_somebody_kept_works_after_undo(owner: type) -> None:
     switch = Switch()
-    patch = ClassPatch(owner, "forward", switch.make)
+    patch = Patch(owner, "forward", switch.make)
     patch.apply()
     instance = owner()
     kept = instance.forward
@@ -208,7 +208,7 @@ def test_patch_is_undone_after_an_error_in_the_replacement(owner: type) -> None:
 
         return forward
 
-    patch = ClassPatch(owner, "forward", broken)
+    patch = Patch(owner, "forward", broken)
     patch.apply()
     with pytest.raises(ZeroDivisionError):
         call(owner)
@@ -219,14 +219,14 @@ def test_patch_is_undone_after_an_error_in_the_replacement(owner: type) -> None:
 def test_error_while_the_replacement_is_made_changes_nothing(owner: type) -> None:
     before = dict(owner.__dict__)
     with pytest.raises(ZeroDivisionError):
-        ClassPatch(owner, "forward", lambda original: 1 / 0)  # type: ignore[arg-type,return-value]
+        Patch(owner, "forward", lambda original: 1 / 0)  # type: ignore[arg-type,return-value]
     assert dict(owner.__dict__) == before
 
 
 def test_patches_of_a_class_and_its_heir_come_off_in_either_order(owner: type, heir: type) -> None:
     for first, second in ((0, 1), (1, 0)):
         before = (dict(owner.__dict__), dict(heir.__dict__))
-        patches = [ClassPatch(owner, "forward", ours), ClassPatch(heir, "forward", ours)]
+        patches = [Patch(owner, "forward", ours), Patch(heir, "forward", ours)]
         for patch in patches:
             patch.apply()
         patches[first].undo()

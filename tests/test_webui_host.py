@@ -6,15 +6,18 @@ import gc
 import importlib
 import sys
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ldm.modules import attention as ldm_attention
 from ldm.modules.diffusionmodules import model as ldm_vae
 from torch import nn
 
 from tests.fakes import webui
+from tests.fakes.lora_extension import Network, NetworkModuleLora, Networks
 from tests.fakes.models import inputs, run, tiny_controlnet, tiny_unet
 
 _NEEDS_WEBUI = (
@@ -260,35 +263,56 @@ def test_what_others_replaced_is_not_trusted(host: Any, name: str) -> None:
 # Networks
 
 
-def _networks_module(*loaded: Any) -> Any:
-    module: Any = ModuleType("networks")
-    module.loaded_networks, module.applied = list(loaded), []
-    module.network_apply_weights = module.applied.append
-    sys.modules["networks"] = module
+@pytest.fixture
+def networks(fakes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Networks:
+    module = Networks(Network("a", 0.5, 1.0, None), Network("b", 1.0, -0.25, 8, mtime=2.0))
+    monkeypatch.setitem(sys.modules, "networks", module)
     return module
 
 
-def _network(name: str, te: float, unet: float, dyn: int | None) -> SimpleNamespace:
-    return SimpleNamespace(name=name, te_multiplier=te, unet_multiplier=unet, dyn_dim=dyn)
-
-
-def test_wanted_networks_are_the_tuple_that_the_host_leaves_as_mark(host: Any) -> None:
-    networks = _networks_module(_network("a", 0.5, 1.0, None), _network("b", 1.0, -0.25, 8))
-    marks = tuple((x.name, x.te_multiplier, x.unet_multiplier, x.dyn_dim) for x in networks.loaded_networks)
-    assert host.wanted_networks() == marks == (("a", 0.5, 1.0, None), ("b", 1.0, -0.25, 8))
+def test_wanted_networks_are_what_the_host_compares_and_more(host: Any, networks: Networks) -> None:
+    marks = [("a", 0.5, 1.0, None), ("b", 1.0, -0.25, 8)]
+    assert host.wanted_networks() == (((marks[0], 1.0), False), ((marks[1], 2.0), False))
     assert host.network_mark == "network_current_names"
 
 
 def test_no_networks_are_wanted_without_the_lora_extension(host: Any) -> None:
     assert host.wanted_networks() == ()
-    host.apply_networks(nn.Linear(1, 1))
+    host.apply_networks([nn.Linear(1, 1)])
 
 
-def test_networks_are_merged_by_the_host(host: Any) -> None:
-    networks, layer = _networks_module(), nn.Linear(1, 1)
-    assert host.wanted_networks() == ()
-    host.apply_networks(layer)
-    assert networks.applied == [layer]
+@pytest.mark.parametrize("exact", [False, True])
+def test_networks_are_merged_as_the_setting_says(
+    fakes: SimpleNamespace, host: Any, networks: Networks, exact: bool
+) -> None:
+    fakes.shared.opts.data["accel_exact_loras"] = exact
+    layer: Any = nn.Linear(2, 2)
+    layer.network_layer_name = "layer"
+    factors = {"lora_up.weight": torch.ones(2, 1), "lora_down.weight": torch.ones(1, 2)}
+    networks.loaded_networks[0].modules["layer"] = NetworkModuleLora(networks.loaded_networks[0], factors)
+    before, wanted = layer.weight.clone(), host.wanted_networks()
+    host.apply_networks([layer])
+    assert networks.writes == int(exact)
+    torch.testing.assert_close(layer.weight, before + 1)
+    fakes.shared.opts.data["accel_exact_loras"] = not exact
+    assert host.wanted_networks() != wanted
+
+
+def test_the_extension_keeps_and_counts_what_the_host_loads(
+    fakes: SimpleNamespace, networks: Networks, extension: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "c.safetensors").write_bytes(bytes(100))
+    on_disk = networks.add_file("c", tmp_path / "c.safetensors")
+    vars(fakes.shared).update(sd_model=nn.Linear(1, 1))
+    assert networks.load_network("c", on_disk) is networks.load_network("c", on_disk)
+    assert networks.reads == ["c"]
+    assert extension._engine.generation.load_s > 0
+    fakes.shared.opts.data["accel_enabled"] = False
+    networks.load_network("c", on_disk)
+    networks.load_network("c", on_disk)
+    assert networks.reads == ["c", "c"]
+    fakes.script_callbacks.registered["on_script_unloaded"]()
+    assert networks.load_network.__self__ is networks
 
 
 # Models

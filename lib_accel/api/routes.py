@@ -33,6 +33,7 @@ class Generation(BaseModel):
     reasons: dict[str, int]
     model_calls: int
     fuse_s: float
+    load_s: float
     networks: int
 
 
@@ -47,6 +48,19 @@ class Status(BaseModel):
     summary: str
 
 
+class Names(BaseModel):
+    """Networks by the names that prompts have for them."""
+
+    names: list[str]
+
+
+class ReadAhead(BaseModel):
+    """Which networks are read ahead, and which names are nobody's."""
+
+    found: list[str]
+    unknown: list[str]
+
+
 def parse_credentials(text: str | None) -> dict[str, str]:
     """Users and passwords of the webui's `--api-auth user:password,user:password`."""
     return dict(entry.split(":", 1) for entry in (text or "").split(",") if ":" in entry)
@@ -56,13 +70,15 @@ def router(
     *,
     status: Callable[[], Mapping[str, Any]],
     switch: Callable[[bool], None] | None,
+    read_ahead: Callable[[Sequence[str]], tuple[list[str], list[str]]],
     credentials: Mapping[str, str],
 ) -> APIRouter:
     """The routes below /accel/v1.
 
     status: gives the report as plain values. switch: turns acceleration on or off, raising PermissionError
-    with the reason if settings must not change; None leaves the routes out that would call it. credentials:
-    passwords by user; if there are any, every route asks for one of them.
+    with the reason if settings must not change; None leaves out all routes that do more than tell.
+    read_ahead: reads the files of these networks soon, and returns the names that it found and did not find.
+    credentials: passwords by user; if there are any, every route asks for one of them.
     """
     guards = [Depends(_guard(credentials))] if credentials else []
     routes = APIRouter(prefix="/accel/v1", tags=["accel"], dependencies=guards)
@@ -91,6 +107,12 @@ def router(
     def disable() -> Mapping[str, Any]:
         """Turns acceleration off; takes effect at the next call of a model."""
         return turn(False)
+
+    @routes.post("/loras/prefetch", response_model=ReadAhead)
+    def prefetch(wanted: Names) -> Mapping[str, Any]:
+        """Reads the files of LoRAs that a later request will name, and answers before that is done."""
+        found, unknown = read_ahead(wanted.names)
+        return {"found": found, "unknown": unknown}
 
     return routes
 

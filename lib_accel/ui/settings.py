@@ -10,7 +10,11 @@ import gradio as gr
 
 from lib_accel.options import Options
 
-_COMPONENTS: dict[Any, Any] = {bool: gr.Checkbox}  # by the type of an option's default
+# By the type of an option's default: a component and its arguments.
+_COMPONENTS: dict[Any, tuple[Any, dict[str, Any]]] = {
+    bool: (gr.Checkbox, {}),
+    int: (gr.Number, {"precision": 0, "minimum": 0}),
+}
 
 
 class Setting(NamedTuple):
@@ -20,13 +24,13 @@ class Setting(NamedTuple):
     default: Any
     label: str
     component: Any
+    component_args: dict[str, Any]
     help: str
 
 
 def settings() -> Iterator[Setting]:
     """One setting for each option."""
     for option in fields(Options):
-        component = _COMPONENTS[type(option.default)]
-        yield Setting(
-            option.name, option.default, option.metadata["label"], component, option.metadata["help"]
-        )
+        component, arguments = _COMPONENTS[type(option.default)]
+        told = option.metadata
+        yield Setting(option.name, option.default, told["label"], component, arguments, told["help"])

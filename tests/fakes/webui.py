@@ -37,9 +37,16 @@ class FakeOptionInfo:
     """modules.options.OptionInfo."""
 
     def __init__(
-        self, default: Any, label: str = "", component: Any = None, *args: Any, section: Any
+        self,
+        default: Any,
+        label: str = "",
+        component: Any = None,
+        component_args: Any = None,
+        *,
+        section: Any,
     ) -> None:
         self.default, self.label, self.component, self.section = default, label, component, section
+        self.component_args = component_args
         self.comment = ""
 
     def info(self, text: str) -> FakeOptionInfo:
@@ -83,7 +90,7 @@ class FakeGradio(ModuleType):
     def __init__(self) -> None:
         super().__init__("gradio")
         self.made: list[Any] = []
-        for name in ("Row", "HTML", "Button", "Checkbox", "Radio"):
+        for name in ("Row", "HTML", "Button", "Checkbox", "Number", "Radio"):
             setattr(self, name, self._making(type(name, (FakeComponent,), {})))
 
     def _making(self, kind: type) -> Callable[..., Any]:
