@@ -23,11 +23,10 @@ from lib_accel.lora.delta import (
     for_inpainting,
     loha,
     lokr,
-    lora_factors,
     needs_inpainting,
     tucker_down,
 )
-from lib_accel.lora.terms import Dense, Term
+from lib_accel.lora.terms import Dense, Factors, Term
 
 MARK = "network_current_names"  # on a layer: what it carries (networks.py)
 
@@ -211,10 +210,10 @@ def _lora(module: Any, weight: Tensor) -> Term:
         up, down = up[:, :dimensions], down[:dimensions]
     if down.ndim == 4 and needs_inpainting((len(up), *down.shape[1:]), weight.shape):
         down = for_inpainting(down)
-    factors = lora_factors(down, up, _strength(module))
-    if (len(factors.up), factors.down.shape[1]) != (len(weight), weight[0].numel()):
+    up, down = up.flatten(1), down.flatten(1)
+    if (len(up), len(up) * down.shape[1]) != (len(weight), weight.numel()):
         raise RuntimeError("the factors are for another weight")
-    return factors
+    return Factors(up, down, _strength(module))
 
 
 _LOHA = ("w1a", "w1b", "w2a", "w2b", "t1", "t2")

@@ -37,8 +37,11 @@ def write_sum(weight: Tensor, base: Tensor, terms: Sequence[Term]) -> None:
 
 def _add_factors(total: Tensor, terms: Iterable[Factors]) -> None:
     """One product over the ranks of all terms."""
-    ups, downs = zip(*terms, strict=True)
-    total.flatten(1).addmm_(torch.cat(ups, dim=1).to(total.dtype), torch.cat(downs).to(total.dtype))
+    ups, downs, strengths = zip(*terms, strict=True)
+    up, down = torch.cat(ups, dim=1).to(total.dtype), torch.cat(downs).to(total.dtype)
+    by_rank = [strength for each, strength in zip(ups, strengths, strict=True) for _ in range(each.shape[1])]
+    up = up * torch.tensor(by_rank, dtype=total.dtype, device=total.device)
+    total.flatten(1).addmm_(up, down)
 
 
 def _add_dense(total: Tensor, terms: Iterable[Dense]) -> None:

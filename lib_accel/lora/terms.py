@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 class Factors(NamedTuple):
-    """The change `up @ down`: up (out, rank), the strength in it; down (rank, in * height * width)."""
+    """The change `strength * up @ down`: up (out, rank), down (rank, in * height * width), of any dtype."""
 
     up: Tensor
     down: Tensor
+    strength: float = 1.0
 
 
 class Dense(NamedTuple):
