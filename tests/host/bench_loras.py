@@ -1,7 +1,7 @@
 """Switching LoRAs in a real webui: `python -m tests.host.bench_loras --webui DIR --venv DIR --json FILE`.
 
 In one server, with the webui's own network objects and layers: all layers are made to carry 1, 4 or 16
-networks, again and again with other strengths, by the webui's function for one layer and by ours, in the order
+networks, again and again with other strengths, by the webui's function for one layer and by ours, in order
 A B B A. What the webui needs to read a network is timed apart, and so is to get one that was read before.
 """
 
