@@ -75,6 +75,12 @@ def lora_figures(effort: Effort) -> dict[str, Any]:
     }
 
 
+def step_operations(counts: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """How many operations a call of the UNet is with so many networks, and a digest of their list."""
+    with _dressing(max(counts)) as wardrobe:
+        return {str(count): _step_ops(wardrobe, count) for count in counts}
+
+
 def fingerprint(model: nn.Module) -> str:
     """A digest of the names and bits of all that the model holds."""
     bits = hashlib.sha256()
