@@ -6,14 +6,17 @@ import argparse
 import contextlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lib_accel.bench.arguments import Parser, at_least, told, writable
+from lib_accel.bench.arguments import ArgumentsError, Parser, at_least, told, writable
 from lib_accel.bench.stats import never_slower
 from lib_accel.bench.suites import FULL, QUICK, SUITES
 from lib_accel.bench.table import HEADINGS, aligned, lora_lines, row
+
+LORA = "lora"
+LORA_SIZES = ("tiny", "sd15", "sdxl")  # of sizes.SIZES, which is not imported to read the command line
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +26,12 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m lib_accel bench", description="Times stock diffusers and ours in turn.")
-    parser.add_argument("--suite", choices=sorted(SUITES), default="cpu", help="which cases (default: cpu)")
+    parser.add_argument(
+        "--suite",
+        choices=[*sorted(SUITES), LORA],
+        default="cpu",
+        help="which cases: cpu, steps of models; lora, kinds of networks and switches (default: cpu)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to write all figures to")
     parser.add_argument(
         "--quick",
@@ -31,14 +39,35 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a few cases, {QUICK.pairs} pairs: shows that all works, not how fast it is",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch's threads (default: 1)")
+    of_lora = parser.add_argument_group("with --suite lora")
+    of_lora.add_argument(
+        "--size",
+        action="append",
+        choices=LORA_SIZES,
+        help="whose layers networks are for; may be repeated (default: sd15 and sdxl, with --quick tiny)",
+    )
+    of_lora.add_argument(
+        "--plot", type=Path, metavar="FILE", help="picture (default: beside --json, as .png)"
+    )
+    of_lora.add_argument(
+        "--memory-gib",
+        type=int,
+        default=9,
+        metavar="N",
+        help="leave out what would need more memory, mapped files not counted (default: 9)",
+    )
     return parser
 
 
 def _bench(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     at_least(1, threads=arguments.threads)
+    at_least(1, **{"memory-gib": arguments.memory_gib})
     if arguments.json:
         writable(arguments.json, "--json")
+    if arguments.suite == LORA:
+        return _bench_lora(arguments)
+    _refuse_flags_of_lora(arguments)
     with _threads(arguments.threads):
         report = _measure(arguments.suite, quick=arguments.quick)
     _print(report)
@@ -46,6 +75,45 @@ def _bench(argv: list[str]) -> int:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         print(f"written: {arguments.json}")
     return 0
+
+
+def _refuse_flags_of_lora(arguments: argparse.Namespace) -> None:
+    for flag in ("size", "plot"):
+        if getattr(arguments, flag):
+            raise ArgumentsError(f"--{flag} belongs to --suite {LORA}; got --suite {arguments.suite}")
+
+
+def _bench_lora(arguments: argparse.Namespace) -> int:
+    plot = arguments.plot or (arguments.json.with_suffix(".png") if arguments.json else None)
+    if plot:
+        writable(plot, "--plot")
+    with _threads(arguments.threads):
+        report = _measure_lora(arguments)
+    from lib_accel.bench.lora_plot import save_plot
+    from lib_accel.bench.lora_table import lora_table
+
+    print(f"{_machine(report['environment'])}\n\n{lora_table(report)}")
+    if plot:
+        save_plot(report, plot)
+    for file in filter(None, (arguments.json, plot)):
+        print(f"written: {file}")
+    return 0
+
+
+def _measure_lora(arguments: argparse.Namespace) -> dict[str, Any]:
+    from lib_accel.bench.quiet import quiet
+
+    def keep(report: Mapping[str, Any]) -> None:
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+    with quiet():
+        from lib_accel.bench.lora_suite import lora_suite
+        from lib_accel.bench.switching import BRIEF, Plan
+
+        plan = BRIEF if arguments.quick else Plan()
+        sizes = tuple(dict.fromkeys(arguments.size or plan.sizes))
+        return lora_suite(replace(plan, sizes=sizes, memory_gib=arguments.memory_gib), keep=keep)
 
 
 def _measure(suite: str, *, quick: bool) -> dict[str, Any]:
@@ -100,8 +168,12 @@ def _print(report: Mapping[str, Any]) -> None:
     verdict, about = report["never_slower"], report["environment"]
     slower = "never slower" if verdict["holds"] else f"slower than stock: {', '.join(verdict['slower'])}"
     print(f"\n{slower} (lower end of the interval at least {verdict['floor']})")
+    print(_machine(about))
+
+
+def _machine(about: Mapping[str, Any]) -> str:
     machine = f"{about['cpu']}, {about['threads']} of {about['cores']} cores"
-    print(f"{machine}, torch {about['torch']}, diffusers {about['diffusers']}, peft {about['peft']}")
+    return f"{machine}, torch {about['torch']}, diffusers {about['diffusers']}, peft {about['peft']}"
 
 
 @contextlib.contextmanager

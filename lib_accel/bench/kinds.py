@@ -282,7 +282,8 @@ def _oft_changed(weight: Tensor, given: Given) -> Tensor:
 
 def _cayley(skew: Tensor) -> Tensor:
     one = torch.eye(skew.shape[-1], dtype=skew.dtype)
-    return (one + skew) @ torch.linalg.inv(one - skew)
+    inverse: Tensor = torch.linalg.inv(one - skew)
+    return (one + skew) @ inverse
 
 
 def _diagonal(blocks: Tensor) -> Tensor:

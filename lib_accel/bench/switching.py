@@ -37,6 +37,8 @@ class Plan:
         return min(self.rounds, self.slow_rounds) if side == PEFT or count >= 16 else self.rounds
 
 
+BRIEF = Plan(sizes=("tiny",), counts=(1, 4), rounds=2, slow_rounds=1)  # shows that all works
+
 Figures = dict[str, Any]
 Round = Mapping[str, Mapping[str, float]]  # seconds by phase and part
 
