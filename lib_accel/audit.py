@@ -15,7 +15,10 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-METHODS = ("__call__", "forward", "_forward", "_conv_forward")  # what a call of a module goes through
+_INNER = (
+    "attention"  # a method that the forward of some classes calls, and ours of such a class stands for too
+)
+METHODS = ("__call__", "forward", "_forward", "_conv_forward", _INNER)  # what a call of a module goes through
 
 # What layouts read into specs, and what decides whether they can read. The webui flips padding_mode for
 # tiling pictures; diffusers' users set attention processors.
@@ -41,6 +44,13 @@ _ATTRIBUTES = (
     "interpolate",
     "_chunk_size",
 )
+
+
+# What the forward of a decoder reads of itself.
+_OF_PARENT = ("tanh_out", "give_pre_end")
+
+# What a transformers model asks for its attention is in the configuration that its modules share.
+_CONFIGURED = ("_attn_implementation", "_attn_implementation_internal")
 
 
 def _weakly(value: Any) -> Callable[[], Any]:
@@ -103,11 +113,14 @@ class Snapshot:
         "_children",
         "_hook_counts",
         "_hook_dicts",
+        "_inner",
         "_method_dicts",
         "_method_names",
         "_modules",
         "_no_methods",
         "_own_methods",
+        "_parent",
+        "_parent_values",
         "_types",
         "_version",
         "_watch",
@@ -115,7 +128,8 @@ class Snapshot:
 
     def __init__(self, modules: Sequence[nn.Module], parent: nn.Module, watch: ClassWatch) -> None:
         """Watches `modules`, their classes by way of `watch`, and of `parent` its children and attributes."""
-        watch.include(map(type, modules))
+        has_inner = hasattr(type(parent), _INNER)
+        watch.include([*map(type, modules), *([type(parent)] if has_inner else [])])
         self._watch, self._version = watch, watch.version
         self._modules = list(modules)
         self._types = list(map(type, modules))
@@ -141,8 +155,15 @@ class Snapshot:
             for name in _ATTRIBUTES
             if name in module.__dict__
         ]
+        configs = [vars(config) for m in modules if hasattr(config := m.__dict__.get("config"), "__dict__")]
+        attributes += [(config, name) for config in configs for name in _CONFIGURED if name in config]
         self._attribute_dicts, self._attribute_names = _columns(attributes)
         self._attribute_values = self._current_attributes()
+        # Not by its dictionary, in which a patched forward may hold the parent itself.
+        self._parent = weakref.ref(parent)
+        self._parent_values = self._current_parent()
+        inner = parent.__dict__.get(_INNER)
+        self._inner = None if inner is None else _weakly(inner)
 
     def matches(self) -> bool:
         """Whether everything is as it was; about 0.2 microseconds a module."""
@@ -153,7 +174,19 @@ class Snapshot:
             and self._methods_match()
             and self._current_children() == self._children
             and self._current_attributes() == self._attribute_values
+            and self._parent_matches()
         )
+
+    def _parent_matches(self) -> bool:
+        parent = self._parent()
+        return parent is not None and (
+            self._current_parent() == self._parent_values
+            and not _differs(parent.__dict__.get(_INNER), self._inner)
+        )
+
+    def _current_parent(self) -> list[Any]:
+        parent = self._parent()
+        return [] if parent is None else [parent.__dict__.get(name) for name in _OF_PARENT]
 
     def _hooks_match(self) -> bool:
         if self._hook_counts is None:

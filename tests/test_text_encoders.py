@@ -223,6 +223,37 @@ def test_a_replaced_forward_of_a_projection_sends_its_layer_to_the_host(
     assert (engine.generation.host, engine.generation.direct) == (1, LAYERS - 1)
 
 
+@pytest.mark.parametrize("on_class", [False, True])
+def test_a_late_attention_of_an_open_clip_layer_is_not_ours(
+    engine: Engine, host: FakeHost, monkeypatch: pytest.MonkeyPatch, on_class: bool
+) -> None:
+    model = tiny_open_clip()
+    before = run(model, prompts())
+    layer, kind = _layers(model)[1], type(_layers(model)[1])
+    whole = kind.attention
+    if on_class:
+        monkeypatch.setattr(
+            kind, "attention", lambda self, *args, **options: whole(self, *args, **options) * 2
+        )
+    else:
+        layer.attention = lambda *args, **options: whole(layer, *args, **options) * 2
+    engine.begin_generation()
+    assert_stock(host, model)
+    assert difference(run(model, prompts()), before) > 1e-3
+    touched = LAYERS if on_class else 1
+    assert engine.generation.host == 2 * touched
+
+
+def test_a_late_implementation_of_attention_is_seen(engine: Engine, host: FakeHost) -> None:
+    model = tiny_clip()
+    run(model, prompts())
+    model.config._attn_implementation = "somebody's"
+    engine.begin_generation()
+    with pytest.raises(KeyError):  # stock knows it no more than we do
+        run(model, prompts())
+    assert dict(engine.generation.reasons) == {'attention is computed by "somebody\'s"': 1}
+
+
 def test_a_class_replaced_before_us_costs_only_its_own_blocks(
     monkeypatch: pytest.MonkeyPatch, host: FakeHost
 ) -> None:

@@ -236,6 +236,14 @@ def test_an_untrusted_attention_runs_live_among_ours(
     assert set(engine.generation.reasons) == {REASON}
 
 
+def test_a_late_change_of_what_a_decoder_ends_with_is_seen(engine: Engine, host: FakeHost) -> None:
+    decoder, x = tiny_decoder(), picture()
+    before = run(decoder, x)
+    decoder.tanh_out = True
+    assert_stock(host, decoder, x)
+    assert difference(run(decoder, x), before) > 1e-3
+
+
 def test_an_untrusted_attention_that_goes_is_ours_again(
     engine: Engine, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
