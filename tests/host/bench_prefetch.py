@@ -1,7 +1,7 @@
 """Reading ahead: `python -m tests.host.bench_prefetch --webui DIR --venv DIR --json FILE`.
 
 Two requests: one that is being drawn, and one behind it that names a LoRA whose file is not in memory. Read
-ahead, the file comes in while the first is drawn; otherwise the second pays for it. In one server, in the order
+ahead, the file comes in while the first is drawn; otherwise the second pays for it. In one server, in order
 A B B A; all times are from the arrival of the second request.
 """
 
