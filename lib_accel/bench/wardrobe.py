@@ -46,7 +46,7 @@ class Wardrobe:
 
     def __init__(self, unet: nn.Module, folder: Path, most: int) -> None:
         layers = changed_layers(unet)
-        self.stems = _stems(layers)
+        self.stems = stems_of(unet)
         self.rank = RANK
         self._halves: dict[tuple[int, bool], Source] = {}
         self._sources = []
@@ -96,10 +96,12 @@ def _cut(pool: Tensor, *shape: int) -> Tensor:
     return pool[: torch.Size(shape).numel()].reshape(shape).clone()
 
 
-def _stems(paths: Mapping[str, object]) -> dict[str, str]:
-    """The layers' paths by kohya's names, which for SDXL are the original's."""
+def stems_of(unet: nn.Module) -> dict[str, str]:
+    """The paths of the layers that networks change, by kohya's names, which for SDXL are the original's."""
+    paths = changed_layers(unet)
     is_xl = any("transformer_blocks.9." in path for path in paths)
-    original = {path: name for name, path in original_names(paths.keys())} if is_xl else {}
+    everything = [path for path, _ in unet.named_modules()]
+    original = {path: name for name, path in original_names(everything)} if is_xl else {}
     return {f"lora_unet_{original.get(path, path).replace('.', '_')}": path for path in paths}
 
 
