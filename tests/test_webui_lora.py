@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lib_accel.hosts import webui_lora
 from lib_accel.hosts.webui_lora import MARK, Merger, find_network, wanted_networks
 from lib_accel.hosts.webui_lora_files import KeptNetworks, ReadAhead
+from lib_accel.lora.terms import Term
 from tests.fakes import lora_extension as fake
 from tests.fakes.lora_extension import Network, Networks
 
@@ -302,6 +305,30 @@ def test_exact_takes_effect_on_what_is_merged_already(model: nn.ModuleDict) -> N
     merger.merge([*model.values()], networks, exact=False)
     stock = _both(model, merger, networks, exact=True)
     assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_merge_that_fails_leaves_no_half_merged_layer(
+    model: nn.ModuleDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks, merger = Networks(_plain("a", model, 1)), Merger()
+    merger.merge([*model.values()], networks, exact=False)
+    networks.loaded_networks[0].unet_multiplier = 0.5
+    whole = webui_lora.write_sum
+
+    def failing(weight: Tensor, base: Tensor, terms: Sequence[Term]) -> None:
+        if terms and weight is model["convolution"].weight:
+            weight.zero_()
+            raise MemoryError
+        whole(weight, base, terms)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(webui_lora, "write_sum", failing)
+        with pytest.raises(MemoryError):
+            merger.merge([*model.values()], networks, exact=False)
+    assert torch.equal(model["convolution"].weight, _model()["convolution"].weight)
+    for strength in (1.0, 0.5):  # what it carried before, and what it was to carry
+        networks.loaded_networks[0].unet_multiplier = strength
+        assert _difference(model, _both(model, merger, networks)) <= 1e-6
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

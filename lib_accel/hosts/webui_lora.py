@@ -18,14 +18,7 @@ from torch import Tensor, nn
 
 from lib_accel.layouts.reading import class_name
 from lib_accel.lora.accumulate import write_sum
-from lib_accel.lora.delta import (
-    cp_product,
-    for_inpainting,
-    loha,
-    lokr,
-    needs_inpainting,
-    tucker_down,
-)
+from lib_accel.lora.delta import cp_product, for_inpainting, loha, lokr, needs_inpainting, tucker_down
 from lib_accel.lora.terms import Dense, Factors, Term
 
 MARK = "network_current_names"  # on a layer: what it carries (networks.py)
@@ -103,19 +96,29 @@ class Merger:
                 networks.network_restore_weights_from_backup(layer)
             return
         terms = self._terms(layer, networks, found)
-        has_backup = getattr(layer, "network_weights_backup", None) is not None
-        if terms is None or not (has_backup or not getattr(layer, MARK, ())):
-            if has_backup:
+        backup = getattr(layer, "network_weights_backup", None)
+        is_marked = bool(getattr(layer, MARK, ()))
+        if terms is None or (backup is None and is_marked):  # it says what is wrong then
+            if backup is not None:
                 setattr(layer, MARK, ())  # or it would take equal names for equal networks
             networks.network_apply_weights(layer)
-            return
+        else:
+            self._write_terms(layer, networks, terms)
+
+    def _write_terms(self, layer: Any, networks: Any, terms: Sequence[Term]) -> None:
         with torch.no_grad():
-            if has_backup:  # a network of another kind may have changed the bias
-                networks.restore_weights_backup(layer, "bias", layer.network_bias_backup)
-            else:
+            if getattr(layer, "network_weights_backup", None) is None:
                 layer.network_weights_backup = _copied(layer.weight)
                 layer.network_bias_backup = None if layer.bias is None else _copied(layer.bias)
-        write_sum(layer.weight, layer.network_weights_backup, terms)
+            else:  # a network of another kind may have changed the bias
+                networks.restore_weights_backup(layer, "bias", layer.network_bias_backup)
+        try:
+            write_sum(layer.weight, layer.network_weights_backup, terms)
+        except BaseException:  # no memory, say: what is there is neither the old nor the new
+            self._carried.pop(layer, None)
+            setattr(layer, MARK, ())
+            write_sum(layer.weight, layer.network_weights_backup, [])
+            raise
 
     def _terms(self, layer: Any, networks: Any, found: Sequence[Any]) -> list[Term] | None:
         """The changes of a layer, or None if they are the extension's to compute."""
