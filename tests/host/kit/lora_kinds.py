@@ -141,6 +141,16 @@ def norm(layer: Layer, recipe: Recipe) -> dict[str, Tensor]:
     }
 
 
+def misshapen(layer: Layer, recipe: Recipe) -> dict[str, Tensor]:
+    """LoRA that fits no layer whose output is its input: one row too many there."""
+    tensors = lora(layer, recipe)
+    out, width = layer.weight.shape[:2]
+    if out == width:
+        up = tensors["lora_up.weight"]
+        tensors["lora_up.weight"] = torch.cat([up, up[:1]])
+    return tensors
+
+
 KINDS: dict[str, Callable[[Layer, Recipe], dict[str, Tensor]]] = {
     "lora": lora,
     "dora": dora,
@@ -151,6 +161,7 @@ KINDS: dict[str, Callable[[Layer, Recipe], dict[str, Tensor]]] = {
     "glora": glora,
     "oft": oft,
     "norm": norm,
+    "misshapen": misshapen,
 }
 
 

@@ -60,6 +60,7 @@ NETWORKS = {
         "tiny_norm": {"kind": "norm", "rank": 0, "seed": 20, "resnets": True},
         "tiny_lora_c": {"kind": "lora", "rank": 4, "seed": 21},
         "tiny_lora_d": {"kind": "lora", "rank": 8, "seed": 22, "resnets": True},
+        "tiny_misshapen": {"kind": "misshapen", "rank": 4, "seed": 23},
     },
     "tiny_inpaint": {"tiny_inpaint_lora_a": {"kind": "lora", "rank": 4, "seed": 51, "resnets": True}},
     "tiny_v2": {"tiny_v2_lora_a": {"kind": "lora", "rank": 4, "seed": 61, "resnets": True}},
@@ -160,8 +161,16 @@ class ModelFolder:
             seed = EXTRA_LORA_SEED + number
             networks[f"{stem}_lora_{number:02}"] = {"kind": "lora", "rank": rank, "seed": seed}
         missing = {name: recipe for name, recipe in networks.items() if self.lacks(self.lora(name))}
-        if not missing:
-            return
+        if missing:
+            self.write_loras(stem, missing)
+        cut = self.lora(f"{stem}_cut")
+        if stem == "tiny" and self.lacks(cut):
+            whole = self.lora("tiny_lora_b").read_bytes()
+            cut.write_bytes(whole[: len(whole) // 2])
+            report(cut)
+
+    def write_loras(self, stem: str, missing: dict[str, dict[str, Any]]) -> None:
+        """Write these LoRAs for the layers of checkpoint ``stem``."""
         state_dict = load_file(self.checkpoints / f"{stem}.safetensors")
         for name, recipe in missing.items():
             network = lora_kinds.make_network(state_dict, **recipe)

@@ -25,6 +25,7 @@ SETS = {
     "four": FOUR,
     "five kinds": MIXED,
 }
+BROKEN = ("tiny_misshapen", "tiny_cut")
 FUNCTIONAL = r"functional"
 FIRST_PASS = HIRES | {"moves": "", "hr_prompt": "a cat"}
 
@@ -66,6 +67,8 @@ def rows(check: Callable[[str], Code] = merged) -> Iterator[Row]:
         yield around(f"kind {kind}", with_networks(f"tiny_{kind}"), check("weights"))
     for name, networks in SETS.items():
         yield around(name, with_networks(*networks, label=name), check("weights"))
+    for name in BROKEN:
+        yield around(f"{name} beside a good one", with_networks("tiny_lora_a", name), check("weights"))
     yield around("zero weight", with_networks("tiny_lora_a:0", moves="", same="base"), check("weights"))
     yield around("unknown name", with_networks("no_such_lora", moves=""), bits())
     yield around(
