@@ -187,6 +187,7 @@ class Engine:
     def _receive_model(
         self, entry: Model, model: nn.Module, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
+        self._host.before_call(model)
         x = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
         if x is None:
             return original(model, *args, **kwargs)

@@ -40,5 +40,11 @@ class Host(Protocol):
         Idempotent.
         """
 
+    def before_call(self, model: nn.Module) -> None:
+        """Waits for what this whole model must carry before it is called; what it raises, the call raises.
+
+        Called for models that the host's own code walks, whether or not acceleration is on.
+        """
+
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         """The live UNet and control models by name, for the report."""

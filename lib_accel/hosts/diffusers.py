@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lib_accel.engine import Engine
 from lib_accel.errors import OptionError, PipelineError
 from lib_accel.layouts.reading import class_name
+from lib_accel.lora.arrival import TEXT, UNET, Arrival
 from lib_accel.lora.formats import LoraError, read_network
 from lib_accel.lora.fusion import Fused, Fuser, Wanted
 from lib_accel.options import Options
@@ -195,6 +196,7 @@ class DiffusersHost:
 
     def __init__(self, pipe: Any, options: Options) -> None:
         self.wanted = options
+        self.arrival: Arrival | None = None  # networks on their way
         self._pipe = weakref.ref(pipe)
         # None for what is the pipeline's; for what is not, the pipeline's models at that time.
         self._owned: WeakKeyDictionary[nn.Module, tuple[int, ...] | None] = WeakKeyDictionary()
@@ -268,6 +270,14 @@ class DiffusersHost:
 
     def apply_networks(self, layers: Sequence[nn.Module]) -> None:
         """Nothing is left to do."""
+
+    def before_call(self, model: nn.Module) -> None:
+        """Has the networks that are on their way written where this model must carry them."""
+        if self.arrival is None:
+            return
+        for name, component in self.components(_FUSED).items():
+            if any(module is model for module in component.modules()):
+                self.arrival.before_call(UNET if name == "unet" else TEXT)
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         """The pipeline's models by the names of its components."""

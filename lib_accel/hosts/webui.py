@@ -145,6 +145,9 @@ class WebuiHost:
         if networks is not None:
             self._merger.merge(layers, networks, exact=self.options().exact_loras)
 
+    def before_call(self, model: nn.Module) -> None:
+        """Nothing: the Lora extension has read everything before it lets a model be called."""
+
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         """The parts of the loaded checkpoint, and the control models that sd-webui-controlnet keeps."""
         checkpoint = sd_models.model_data.sd_model

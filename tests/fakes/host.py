@@ -24,6 +24,7 @@ class FakeHost:
         self.attention: list[str] = []
         self.trusted: list[Callable[..., Any]] = []
         self.live: list[tuple[str, nn.Module]] = []
+        self.called: list[str] = []  # classes of whole models, as before_call met them
 
     def owns(self, module: nn.Module) -> bool:
         return True
@@ -48,6 +49,9 @@ class FakeHost:
         for layer in layers:
             if self.lora is not None:
                 self.lora.network_apply_weights(layer)
+
+    def before_call(self, model: nn.Module) -> None:
+        self.called.append(type(model).__name__)
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         return self.live
