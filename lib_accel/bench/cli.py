@@ -47,6 +47,19 @@ def _parser() -> argparse.ArgumentParser:
         help="whose layers networks are for; may be repeated (default: sd15 and sdxl, with --quick tiny)",
     )
     of_lora.add_argument(
+        "--loras",
+        action="append",
+        type=int,
+        metavar="N",
+        help="how many networks at once; may be repeated (default: 1, 4 and 16)",
+    )
+    of_lora.add_argument(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="times that each is measured (default: 5; peft's, and all of 16 LoRAs, never more than 3)",
+    )
+    of_lora.add_argument(
         "--plot", type=Path, metavar="FILE", help="picture (default: beside --json, as .png)"
     )
     of_lora.add_argument(
@@ -78,12 +91,16 @@ def _bench(argv: list[str]) -> int:
 
 
 def _refuse_flags_of_lora(arguments: argparse.Namespace) -> None:
-    for flag in ("size", "plot"):
-        if getattr(arguments, flag):
+    for flag in ("size", "loras", "rounds", "plot"):
+        if getattr(arguments, flag) is not None:
             raise ArgumentsError(f"--{flag} belongs to --suite {LORA}; got --suite {arguments.suite}")
 
 
 def _bench_lora(arguments: argparse.Namespace) -> int:
+    for count in arguments.loras or ():
+        at_least(1, loras=count)
+    if arguments.rounds is not None:
+        at_least(1, rounds=arguments.rounds)
     plot = arguments.plot or (arguments.json.with_suffix(".png") if arguments.json else None)
     if plot:
         writable(plot, "--plot")
@@ -112,8 +129,14 @@ def _measure_lora(arguments: argparse.Namespace) -> dict[str, Any]:
         from lib_accel.bench.switching import BRIEF, Plan
 
         plan = BRIEF if arguments.quick else Plan()
-        sizes = tuple(dict.fromkeys(arguments.size or plan.sizes))
-        return lora_suite(replace(plan, sizes=sizes, memory_gib=arguments.memory_gib), keep=keep)
+        plan = replace(
+            plan,
+            sizes=tuple(dict.fromkeys(arguments.size or plan.sizes)),
+            counts=tuple(sorted(set(arguments.loras or plan.counts))),
+            rounds=arguments.rounds or plan.rounds,
+            memory_gib=arguments.memory_gib,
+        )
+        return lora_suite(plan, keep=keep)
 
 
 def _measure(suite: str, *, quick: bool) -> dict[str, Any]:

@@ -207,7 +207,7 @@ class ByLayer:
             factors = self._factors[each.source].get(path)
             if factors is not None:
                 up, down, strength = factors
-                updown = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape) * strength * each.scale
+                updown = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape) * (strength * each.scale)
                 weight.copy_(weight + updown)
         self._carried[path] = wanted
 
