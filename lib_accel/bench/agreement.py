@@ -89,16 +89,18 @@ def outfit_of(models: Mapping[str, nn.Module], kind: Kind, spelling: Spelling) -
         made = kind.make(weight, draw)
         if not spelling.has_alpha:
             made.pop("alpha", None)
-        if bias is None and kind.bias:
-            del made[kind.bias]
+        if bias is None and kind.of_bias:
+            del made[kind.of_bias]
         tensors |= {spelling.key(component, path, role): value for role, value in made.items()}
         scale = UNET_SCALE if component == "unet" else TE_SCALE
         name = f"{component}.{path}"
         given = {role: value if value.dtype == torch.bool else value.double() for role, value in made.items()}
         base = weight.double()
         expected[f"{name}.weight"] = base + scale * (kind.changed(base, given) - base)
-        if bias is not None and kind.bias in given:
-            expected[f"{name}.bias"] = bias.double() + scale * given[str(kind.bias)]
+        if bias is not None and kind.changed_bias:
+            now = kind.changed_bias(bias.double(), given)
+            if not torch.equal(now, bias.double()):
+                expected[f"{name}.bias"] = bias.double() + scale * (now - bias.double())
     return Outfit(tensors, expected, len(spots))
 
 

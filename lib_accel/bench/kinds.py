@@ -37,13 +37,14 @@ class Draw:
 class Kind:
     """How a kind's tensors for one layer are made, and the weight that they make at full strength.
 
-    changed: takes and gives float64. bias: which tensor is added to the bias, if there is one.
+    changed, changed_bias: take and give float64. of_bias: the tensor that a layer without a bias has not.
     """
 
     make: Callable[[Tensor, Draw], Tensors]
     changed: Callable[[Tensor, Given], Tensor]
     layers: str = "matrices"  # or "linear", "kernels", "norms"
-    bias: str | None = None
+    changed_bias: Callable[[Tensor, Given], Tensor] | None = None
+    of_bias: str | None = None
 
 
 def _strength(given: Given, rank: int) -> float:
@@ -75,6 +76,14 @@ def _lora(weight: Tensor, draw: Draw) -> Tensors:
 def _lora_delta(weight: Tensor, given: Given) -> Tensor:
     up, down = given["lora_up.weight"].flatten(1), given["lora_down.weight"].flatten(1)
     return _strength(given, RANK) * (up @ down).reshape(weight.shape)
+
+
+def _biased(weight: Tensor, draw: Draw) -> Tensors:
+    return _lora(weight, draw) | {"lora_up.bias": SHARE * draw(weight.shape[0])}
+
+
+def _biased_bias(bias: Tensor, given: Given) -> Tensor:
+    return bias + _strength(given, RANK) * given["lora_up.bias"]
 
 
 def _locon(weight: Tensor, draw: Draw) -> Tensors:
@@ -226,6 +235,11 @@ def _peft_ia3_changed(weight: Tensor, given: Given) -> Tensor:
     return weight * given["ia3_l"]
 
 
+def _peft_ia3_bias(bias: Tensor, given: Given) -> Tensor:
+    """peft multiplies what a layer gives, its bias too; not so where it multiplies what it takes."""
+    return bias if given["ia3_l"].shape[0] == 1 else bias * given["ia3_l"].flatten()
+
+
 def _glora(weight: Tensor, draw: Draw) -> Tensors:
     outputs, inputs = weight.shape
     share = SHARE / (inputs * RANK) ** 0.5
@@ -310,6 +324,38 @@ def _boft_changed(weight: Tensor, given: Given) -> Tensor:
     return rows.reshape(weight.shape)
 
 
+def _old_oft(weight: Tensor, draw: Draw) -> Tensors:
+    size = weight.shape[0] // _BLOCKS
+    blocks = draw(_BLOCKS, size, size) * SHARE / (8 * size) ** 0.5
+    return {"oft_diag": _cayley(blocks - blocks.mT)}
+
+
+def _old_oft_changed(weight: Tensor, given: Given) -> Tensor:
+    return (_diagonal(given["oft_diag"]).mT @ weight.flatten(1)).reshape(weight.shape)
+
+
+def _peft_boft(weight: Tensor, draw: Draw) -> Tensors:
+    blocks = draw(_FACTORS, weight.shape[1] // _BUTTERFLY, _BUTTERFLY, _BUTTERFLY)
+    return {
+        "boft_R": blocks * SHARE / (2 * _BUTTERFLY * _FACTORS) ** 0.5,
+        "boft_s": 1 + SHARE * draw(weight.shape[0], 1),
+    }
+
+
+def _peft_boft_changed(weight: Tensor, given: Given) -> Tensor:
+    columns = weight.mT
+    for level, blocks in enumerate(given["boft_R"]):
+        turn = _diagonal(_cayley((blocks.mT - blocks) / 2))
+        # Half blocks, in groups of 2 ** (level + 1): those with even numbers first, then the odd ones.
+        halves = torch.arange(len(columns)).reshape(-1, 2 ** (level + 1), _BUTTERFLY // 2)
+        order = torch.cat([halves[:, 0::2], halves[:, 1::2]], dim=1).reshape(-1)
+        if level == 0:
+            order = torch.arange(len(columns))
+        swap = torch.eye(len(columns), dtype=weight.dtype)[order]
+        columns = swap @ turn @ swap.mT @ columns
+    return columns.mT * given["boft_s"]
+
+
 def _peft_oft(weight: Tensor, draw: Draw) -> Tensors:
     size = weight.shape[1] // _BLOCKS
     return {"oft_R.weight": draw(_BLOCKS, size * (size - 1) // 2) * SHARE / (4 * size) ** 0.5}
@@ -342,6 +388,12 @@ def _norm(weight: Tensor, draw: Draw) -> Tensors:
 
 KINDS: dict[str, Kind] = {
     "LoRA": Kind(_lora, lambda weight, given: weight + _lora_delta(weight, given)),
+    "LoRA with a bias": Kind(
+        _biased,
+        lambda weight, given: weight + _lora_delta(weight, given),
+        changed_bias=_biased_bias,
+        of_bias="lora_up.bias",
+    ),
     "LoCon with mid": Kind(_locon, _locon_changed, "kernels"),
     "LoHa": Kind(_loha, _loha_changed),
     "LoHa with mid": Kind(_loha_mid, _loha_mid_changed, "kernels"),
@@ -351,13 +403,26 @@ KINDS: dict[str, Kind] = {
     "DoRA by output": Kind(_dora_by_output, _dora_changed),
     "DoRA of peft": Kind(_peft_dora, _peft_dora_changed),
     "(IA)3": Kind(_ia3, _ia3_changed, "linear"),
-    "(IA)3 of peft": Kind(_peft_ia3, _peft_ia3_changed, "linear"),
+    "(IA)3 of peft": Kind(_peft_ia3, _peft_ia3_changed, "linear", _peft_ia3_bias),
     "OFT": Kind(_oft, _oft_changed),
     "OFT rescaled": Kind(_oft_rescaled, _oft_changed),
     "OFT of peft": Kind(_peft_oft, _peft_oft_changed, "linear"),
+    "OFT, old": Kind(_old_oft, _old_oft_changed),
     "BOFT": Kind(_boft, _boft_changed),
+    "BOFT of peft": Kind(_peft_boft, _peft_boft_changed, "linear"),
     "GLoRA": Kind(_glora, _glora_changed, "linear"),
     "GLoRA of LyCORIS 2": Kind(_glora_now, _glora_now_changed, "linear"),
-    "full": Kind(_full, lambda weight, given: weight + given["diff"], bias="diff_b"),
-    "norm": Kind(_norm, lambda weight, given: weight + given["w_norm"], "norms", bias="b_norm"),
+    "full": Kind(
+        _full,
+        lambda weight, given: weight + given["diff"],
+        changed_bias=lambda bias, given: bias + given["diff_b"],
+        of_bias="diff_b",
+    ),
+    "norm": Kind(
+        _norm,
+        lambda weight, given: weight + given["w_norm"],
+        "norms",
+        changed_bias=lambda bias, given: bias + given["b_norm"],
+        of_bias="b_norm",
+    ),
 }

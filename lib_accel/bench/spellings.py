@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-_PEFT_ROLES = {"lora_up.weight": "lora_B.weight", "lora_down.weight": "lora_A.weight"}
+_PEFT_ROLES = {
+    "lora_up.weight": "lora_B.weight",
+    "lora_down.weight": "lora_A.weight",
+    "lora_up.bias": "lora_B.bias",
+}
 _OLD_ROLES = {"lora_up.weight": "lora.up.weight", "lora_down.weight": "lora.down.weight"}
 
 
@@ -43,6 +48,20 @@ def _lycoris(component: str, path: str) -> str:
     return f"lycoris_{path.replace('.', '_')}"
 
 
+def _one_trainer(component: str, path: str) -> str:
+    """Names of the original, in which all blocks of a side are counted through."""
+    if component != "unet":
+        return f"clip_l.{_text_path(component, path)}"
+    path = path.replace("mid_block.attentions.0.", "middle_block.1.")
+    return "unet." + re.sub(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.", _counted, path)
+
+
+def _counted(found: re.Match[str]) -> str:
+    """3 a level: on the way down two and a downsampler, with one before all; on the way up three."""
+    number = 3 * int(found[2]) + int(found[3])
+    return f"input_blocks.{number + 1}.1." if found[1] == "down" else f"output_blocks.{number}.1."
+
+
 def _dotted(component: str, path: str) -> str:
     return f"{component}.{_text_path(component, path)}"
 
@@ -54,17 +73,18 @@ def _peft(component: str, path: str) -> str:
 SPELLINGS: dict[str, Spelling] = {
     "kohya": Spelling(_flat),
     "LyCORIS": Spelling(_lycoris, text=False),
-    "OneTrainer": Spelling(_flat),
+    "OneTrainer": Spelling(_one_trainer),
     "diffusers": Spelling(_dotted, _PEFT_ROLES, has_alpha=False),
     "diffusers, old": Spelling(_dotted, _OLD_ROLES, has_alpha=False),
     "peft": Spelling(_peft, _PEFT_ROLES, has_alpha=False, text=False),
 }
 
-# Which kinds occur in which spelling. OneTrainer's names are kohya's but for what only it has.
+# Which kinds occur in which spelling. OneTrainer writes kohya's too, if it is told to.
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("LoRA", ("kohya", "LyCORIS", "diffusers", "diffusers, old", "peft")),
+    ("LoRA", ("kohya", "LyCORIS", "OneTrainer", "diffusers", "diffusers, old", "peft")),
+    ("LoRA with a bias", ("diffusers", "peft")),
     ("LoCon with mid", ("kohya", "LyCORIS")),
-    ("LoHa", ("kohya", "LyCORIS", "peft")),
+    ("LoHa", ("kohya", "LyCORIS", "OneTrainer", "peft")),
     ("LoHa with mid", ("kohya", "LyCORIS", "peft")),
     ("LoKr", ("kohya", "LyCORIS", "peft")),
     ("LoKr with mid", ("kohya", "LyCORIS", "peft")),
@@ -76,7 +96,9 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("OFT", ("kohya", "LyCORIS")),
     ("OFT rescaled", ("kohya", "LyCORIS")),
     ("OFT of peft", ("OneTrainer", "peft")),
+    ("OFT, old", ("kohya", "LyCORIS")),
     ("BOFT", ("kohya", "LyCORIS")),
+    ("BOFT of peft", ("peft",)),
     ("GLoRA", ("kohya", "LyCORIS")),
     ("GLoRA of LyCORIS 2", ("kohya", "LyCORIS")),
     ("full", ("kohya", "LyCORIS")),

@@ -8,12 +8,19 @@ from typing import Any
 import peft
 import pytest
 import torch
+from peft.tuners.boft import layer as boft
 from torch import Tensor, nn
 
 from lib_accel.bench.kinds import KINDS, SHARE, Draw, Kind
 from lib_accel.bench.spellings import ROWS, SPELLINGS
 
 _SHAPES = {"matrices": (32, 48), "linear": (32, 48), "kernels": (32, 48, 3, 3), "norms": (32,)}
+
+
+class _BlockDiagonals:
+    @staticmethod
+    def apply(blocks: Tensor) -> Tensor:
+        return torch.stack([torch.block_diag(*level) for level in blocks])
 
 
 class _Model(nn.Module):
@@ -35,7 +42,8 @@ def _merged_by_peft(model: nn.Module, config: Any, given: Mapping[str, Tensor]) 
     keys = {f"base_model.model.layer.{role}": value for role, value in given.items()}
     missed = peft.set_peft_model_state_dict(adapted, keys)
     assert not missed.unexpected_keys
-    return adapted.merge_and_unload().layer.weight.detach().double()
+    merged: Tensor = adapted.merge_and_unload().layer.weight.detach().double()
+    return merged
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -58,13 +66,17 @@ _PEFT: dict[str, Any] = {
     "LoHa": peft.LoHaConfig(r=4, alpha=4, target_modules=["layer"]),
     "DoRA of peft": peft.LoraConfig(r=4, lora_alpha=4, use_dora=True, target_modules=["layer"]),
     "(IA)3 of peft": peft.IA3Config(target_modules=["layer"], feedforward_modules=["layer"]),
+    "BOFT of peft": peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=3, target_modules=["layer"]),
     "OFT of peft": peft.OFTConfig(oft_block_size=12, use_cayley_neumann=True, target_modules=["layer"]),
 }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", _PEFT)
-def test_peft_makes_the_same_weight(name: str) -> None:
+def test_peft_makes_the_same_weight(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # peft has more than one level of BOFT only where its CUDA extension can be compiled.
+    monkeypatch.setattr(boft, "get_fbd_cuda", object)
+    monkeypatch.setattr(boft, "FastBlockDiag", _BlockDiagonals)
     model = _Model()
     weight = model.layer.weight.detach().clone()
     made = _made(KINDS[name], weight)
@@ -90,10 +102,24 @@ def test_every_row_names_a_kind_and_a_spelling_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("down_blocks.0.attentions.1.proj_in", "unet.input_blocks.2.1.proj_in.alpha"),
+        ("down_blocks.2.attentions.0.proj_in", "unet.input_blocks.7.1.proj_in.alpha"),
+        ("mid_block.attentions.0.proj_in", "unet.middle_block.1.proj_in.alpha"),
+        ("up_blocks.3.attentions.2.proj_in", "unet.output_blocks.11.1.proj_in.alpha"),
+    ],
+)
+def test_onetrainer_counts_blocks_as_the_original_does(path: str, key: str) -> None:
+    assert SPELLINGS["OneTrainer"].key("unet", path, "alpha") == key
+
+
+@pytest.mark.parametrize(
     ("spelling", "component", "key"),
     [
         ("kohya", "unet", "lora_unet_a_0_to_q.lora_up.weight"),
         ("kohya", "text_encoder", "lora_te_text_model_a_0_to_q.lora_up.weight"),
+        ("OneTrainer", "text_encoder", "clip_l.text_model.a.0.to_q.lora_up.weight"),
         ("LyCORIS", "unet", "lycoris_a_0_to_q.lora_up.weight"),
         ("diffusers", "unet", "unet.a.0.to_q.lora_B.weight"),
         ("diffusers", "text_encoder", "text_encoder.text_model.a.0.to_q.lora_B.weight"),
