@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_accel.hosts import webui_lora
+from lib_accel.hosts import webui_lora, webui_lora_files
 from lib_accel.hosts.webui_lora import MARK, Merger, find_network, wanted_networks
 from lib_accel.hosts.webui_lora_files import KeptNetworks, ReadAhead
 from lib_accel.lora.terms import Term
@@ -480,6 +480,17 @@ def test_reading_ahead_says_what_it_found(installed: Networks) -> None:
     ahead = ReadAhead(find_network)
     assert ahead.names(["a", "nobody", "a"]) == (["a"], ["nobody"])
     ahead.wait()
+
+
+def test_a_file_is_not_read_again_at_once(installed: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead, read = ReadAhead(find_network), []
+    monkeypatch.setattr(ahead, "_read", read.append)
+    for name in ("a", "b", "a"):
+        ahead.names([name])
+    monkeypatch.setattr(webui_lora_files, "_FRESH_S", 0.0)
+    ahead.names(["a"])
+    ahead.wait()
+    assert read == [find_network(name) for name in ("a", "b", "a")]
 
 
 def test_a_file_that_is_gone_is_no_error_of_reading_ahead(tmp_path: Path) -> None:

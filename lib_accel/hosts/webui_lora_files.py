@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 _log = logging.getLogger(__name__)
 _MIB = 2**20
 _PIECE = 4 * _MIB  # bytes read at once
+_FRESH_S = 30.0  # a file that was read so recently is not read again: the page sends a prompt several times
 _IN_PROMPT = re.compile(r"<lora:([^:>\"\\]+)")  # as in extra_networks.py, and also inside of JSON
 
 
@@ -101,7 +102,7 @@ class ReadAhead:
         """`find` gives the path of a network by the name that a prompt has for it."""
         self._find = find
         self._lock = threading.Lock()
-        self._waiting: set[str] = set()
+        self._asked: dict[str, float] = {}  # when a path was last asked for
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="accel-read-ahead")
 
     def names(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -113,11 +114,17 @@ class ReadAhead:
                 unknown.append(name)
                 continue
             found.append(name)
-            with self._lock:
-                if path not in self._waiting:
-                    self._waiting.add(path)
-                    self._worker.submit(self._read, path)
+            if self._is_due(path):
+                self._worker.submit(self._read, path)
         return found, unknown
+
+    def _is_due(self, path: str) -> bool:
+        now = time.monotonic()
+        with self._lock:
+            due = now - self._asked.get(path, -_FRESH_S) >= _FRESH_S
+            if due:
+                self._asked[path] = now
+        return due
 
     def prompt(self, text: str) -> None:
         """Reads the files of all networks that a text names as prompts do."""
@@ -134,6 +141,3 @@ class ReadAhead:
                     pass
         except OSError as error:  # the extension will say so when it gets there
             _log.debug("read ahead: %s", error)
-        finally:
-            with self._lock:
-                self._waiting.discard(path)

@@ -83,6 +83,7 @@ handle = os.open(store['file'], os.O_RDONLY)
 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 os.close(handle)
 store['notes'].clear()
+extension._read_ahead._asked.clear()
 extension._read_ahead.prompt = store['prompt'] if AHEAD else (lambda text: None)
 print('ok')
 """
