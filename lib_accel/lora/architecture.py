@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from lib_accel.lora.formats import LoraError, Network
+from lib_accel.lora.kinds import made_for
+from lib_accel.lora.network import LoraError, Network
 
 _BY_CONTEXT_WIDTH = {768: "SD1", 1024: "SD2", 1280: "the SDXL refiner", 2048: "SDXL"}
 _BY_TEXT_WIDTH = {768: "SD1", 1024: "SD2"}
@@ -14,11 +15,22 @@ _CONTEXT_LAYERS = ("attn2_to_k", "attn2_to_v")
 _TEXT_LAYERS = ("self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj", "self_attn_out_proj", "mlp_fc1")
 
 
-def check_context(network: Network, models: Mapping[str, nn.Module]) -> None:
-    """Raises LoraError if the network is for a UNet that reads a text context of another width."""
-    made_for, is_now = _file_width(network, "unet", _CONTEXT_LAYERS), _context_width(models)
-    if made_for is not None and is_now is not None and made_for != is_now:
-        raise other_architecture(network, models)
+def check_family(network: Network, models: Mapping[str, nn.Module], *, by_shape: bool) -> None:
+    """Raises LoraError if the network is for another Stable Diffusion than the models are.
+
+    The width of the text context that its UNet layers read tells, if `by_shape`; where it has no such layers,
+    what its header says.
+    """
+    made_for_width, is_now = _file_width(network, "unet", _CONTEXT_LAYERS), _context_width(models)
+    if is_now is None:
+        return
+    if made_for_width is not None:
+        if by_shape and made_for_width != is_now:
+            raise other_architecture(network, models)
+        return
+    here = _BY_CONTEXT_WIDTH.get(is_now)
+    if network.family is not None and here is not None and network.family != here:
+        raise other_architecture(network, models, f"its header says {network.family}")
 
 
 def other_architecture(network: Network, models: Mapping[str, nn.Module], detail: str = "") -> LoraError:
@@ -36,6 +48,8 @@ def _describe(network: Network) -> str:
     text_width = _file_width(network, "text_encoder", _TEXT_LAYERS)
     if width is not None:
         seems = f"{_BY_CONTEXT_WIDTH.get(width, 'none of SD1, SD2, SDXL')} (context width {width})"
+    elif network.family is not None:
+        seems = f"{network.family} (by its header)"
     elif any(key.component == "text_encoder_2" for key in network.layers):
         seems = "SDXL (it has a second text encoder)"
     elif text_width is not None and not any(key.component == "unet" for key in network.layers):
@@ -56,10 +70,12 @@ def _describe_models(models: Mapping[str, nn.Module]) -> str:
 
 
 def _file_width(network: Network, component: str, endings: tuple[str, ...]) -> int | None:
-    """Input width of the first layer of a component whose path has one of these endings."""
+    """Input width of the first layer of a component that ends so and whose tensors tell it."""
     for key, layer in network.layers.items():
-        if key.component == component and key.path.endswith(endings):
-            return layer.down.shape[1]
+        if key.component == component and key.parameter == "weight" and key.path.endswith(endings):
+            shape = made_for(layer)
+            if len(shape) > 1 and shape[1] is not None:
+                return shape[1]
     return None
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lib_accel.lora.delta import for_inpainting, lora_factors, tucker_down
-from lib_accel.lora.formats import Layer
-from lib_accel.lora.terms import Factors
+from lib_accel.device import autocast_off
+from lib_accel.lora.accumulate import write_sum
+from lib_accel.lora.kinds import term
+from lib_accel.lora.network import Layer
+from lib_accel.lora.terms import Term
+
+_LEAST_LEFT = 4 * 2**30  # bytes of the GPU's memory that pictures of one megapixel may need
 
 
 class Pair(NamedTuple):
@@ -19,21 +23,22 @@ class Pair(NamedTuple):
 
     layer: Layer
     scale: float
+    dyn_dim: int | None = None
 
 
 class HeldWeight:
     """A weight that networks change in place: the Parameter, its storage and its device stay as they are."""
 
-    def __init__(self, weight: nn.Parameter) -> None:
-        """Copies the weight's bits to the CPU; they are what is pristine from now on."""
+    def __init__(self, weight: nn.Parameter, copy: Callable[[Tensor], Tensor]) -> None:
+        """Keeps what `copy` makes of the weight: its bits are what is pristine from now on."""
         self._weight = weakref.ref(weight)
-        self._base = weight.detach().to("cpu", copy=True)
+        self._base = copy(weight.detach())
         self._version = _version(weight)
         self.pairs: tuple[Pair, ...] = ()
 
     @property
     def base_bytes(self) -> int:
-        """Memory of the CPU that the pristine copy takes."""
+        """Memory that the pristine copy takes."""
         return self._base.numel() * self._base.element_size()
 
     def is_current(self, weight: nn.Parameter | None) -> bool:
@@ -41,29 +46,40 @@ class HeldWeight:
         return (
             weight is not None
             and weight is self._weight()
-            and (weight.dtype, weight.shape) == (self._base.dtype, self._base.shape)
+            and weight.dtype == self._base.dtype
+            and weight.shape == self._base.shape
             and _version(weight) == self._version
         )
 
     def has(self, pairs: Sequence[Pair]) -> bool:
         """Whether just these are fused, in this order."""
-        return _target(self.pairs) == _target(pairs)
+        return self.pairs == pairs or _target(self.pairs) == _target(pairs)
 
     def write(self, pairs: tuple[Pair, ...]) -> None:
         """Makes the weight its base with `pairs` fused into it, rounded once."""
         weight = self._weight()
         assert weight is not None  # is_current was asked
+        if self._base.device.type != "cpu" and self._base.device != weight.device:
+            self._base = self._base.to(
+                weight.device
+            )  # the model left the GPU, whose memory is wanted for others
         # A weight that was made in inference mode can be written in it only.
         with torch.inference_mode(weight.is_inference()), torch.no_grad():
-            if pairs:
-                _fuse(weight, self._base, pairs)
-            else:
-                weight.copy_(self._base)
+            write_sum(weight, self._base, self._terms(pairs, weight.device))
         self.pairs, self._version = pairs, _version(weight)
 
+    def _terms(self, pairs: Sequence[Pair], device: torch.device) -> list[Term]:
+        if not pairs:
+            return []
+        with autocast_off(device.type):
+            return [
+                term(layer, self._base.shape, device, scale=scale, dyn_dim=dyn_dim)
+                for layer, scale, dyn_dim in pairs
+            ]
 
-def _target(pairs: Sequence[Pair]) -> list[tuple[Hashable, float]]:
-    return [(pair.layer.identity, pair.scale) for pair in pairs]
+
+def _target(pairs: Sequence[Pair]) -> list[tuple[Hashable, float, int | None]]:
+    return [(pair.layer.identity, pair.scale, pair.dyn_dim) for pair in pairs]
 
 
 def _version(weight: Tensor) -> int | None:
@@ -71,27 +87,35 @@ def _version(weight: Tensor) -> int | None:
     return None if weight.is_inference() else weight._version
 
 
-def _fuse(weight: Tensor, base: Tensor, pairs: Sequence[Pair]) -> None:
-    """Makes `weight` its base + the sum of the changes, in float32 or wider, rounded once to its dtype."""
-    factors = [_factors(pair, base.shape, weight.device) for pair in pairs]
-    up = torch.cat([each.up for each in factors], dim=1)
-    down = torch.cat([each.down for each in factors])
-    wide = torch.promote_types(base.dtype, torch.float32)
-    in_place = weight.dtype == wide and weight.is_contiguous()  # half the time of a sum beside it
-    total = weight if in_place else torch.empty(base.shape, dtype=wide, device=weight.device)
-    # Moved in its own dtype: in a copy across devices torch would widen it on the CPU first.
-    total.copy_(base.to(weight.device))
-    # In place, which autocast leaves alone.
-    total.flatten(1).addmm_(up.to(wide), down.to(wide))
-    if not in_place:
-        weight.copy_(total)
+# Where the pristine bits are kept.
 
 
-def _factors(pair: Pair, shape: Sequence[int], device: torch.device) -> Factors:
-    layer = pair.layer
-    down, up = layer.down.to(device), layer.up.to(device)
-    if layer.mid is not None:
-        down = tucker_down(layer.mid.to(device), down)
-    if down.ndim == 4 and down.shape[1] != shape[1]:
-        down = for_inpainting(down)
-    return lora_factors(down, up, pair.scale * layer.alpha / layer.rank)
+def copier(
+    device: torch.device,
+    needed: int,
+    memory: Callable[[torch.device], tuple[int, int]] = torch.cuda.mem_get_info,
+) -> Callable[[Tensor], Tensor]:
+    """What copies weights of a device, of `needed` bytes together, to where their copies are to stay.
+
+    memory: tells how many bytes of a GPU are free, and how many it has.
+    """
+    if device.type != "cuda":
+        return _to_cpu
+    return torch.clone if leaves_enough(needed, *memory(device)) else _to_pinned
+
+
+def leaves_enough(needed: int, free: int, total: int) -> bool:
+    """Whether a GPU with so many bytes free, of a total, has room for copies beside what pictures take."""
+    return free - needed >= max(_LEAST_LEFT, total // 4)
+
+
+def _to_cpu(weight: Tensor) -> Tensor:
+    return weight.to("cpu", copy=True)
+
+
+def _to_pinned(weight: Tensor) -> Tensor:
+    """In memory that a GPU reads at full speed; in any other if the system has no more of it to give."""
+    try:
+        return torch.empty_like(weight, device="cpu", pin_memory=True).copy_(weight)
+    except RuntimeError:
+        return _to_cpu(weight)

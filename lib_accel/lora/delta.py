@@ -1,7 +1,7 @@
-"""The weight change of each kind of network, as two factors whose product it is.
+"""Changes of a weight that do not depend on it: LoRA, LoHa, LoKr.
 
-Factors instead of the product: those of all networks of a layer are laid side by side and cost one matrix
-product, whatever their number. All is float32, on the device of the weight.
+LoRA's stays two factors, whose product it is: those of all networks of a layer are laid side by side and
+cost one matrix product, whatever their number. All is float32, on the device of the tensors given.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def lora_factors(down: Tensor, up: Tensor, strength: float) -> Factors:
     down kernel and then with the 1x1 up kernel is the same as once with their product over the rank.
     Source: LoRA, arXiv:2106.09685, section 4.1; for convolutions LoCon of LyCORIS, arXiv:2309.14859.
     """
-    return Factors(strength * up.float().flatten(1), down.float().flatten(1))
+    return Factors(up.float().flatten(1), down.float().flatten(1), strength)
 
 
 def tucker_down(mid: Tensor, down: Tensor) -> Tensor:
@@ -40,14 +40,20 @@ def tucker_down(mid: Tensor, down: Tensor) -> Tensor:
 
 
 def for_inpainting(down: Tensor) -> Tensor:
-    """A down kernel for 4 latent channels, as one for an inpainting UNet's 9 with zeros for the other 5."""
+    """A kernel for 4 latent channels, as one for an inpainting UNet's 9 with zeros for the other 5."""
     return torch.nn.functional.pad(down, (0, 0, 0, 0, 0, _INPAINT_CHANNELS - _LATENT_CHANNELS))
+
+
+def latent_shape(wanted: Sequence[int]) -> tuple[int, ...] | None:
+    """The shape of the first layer's weight in a plain UNet, given that of an inpainting UNet; else None."""
+    if len(wanted) == 4 and wanted[1] == _INPAINT_CHANNELS:
+        return (wanted[0], _LATENT_CHANNELS, *wanted[2:])
+    return None
 
 
 def needs_inpainting(have: Sequence[int], wanted: Sequence[int]) -> bool:
     """Whether `for_inpainting` turns factors for a weight of the shape `have` into ones for `wanted`."""
-    as_latents = (wanted[0], _LATENT_CHANNELS, *wanted[2:])
-    return len(wanted) == 4 and wanted[1] == _INPAINT_CHANNELS and tuple(have) == as_latents
+    return tuple(have) == latent_shape(wanted)
 
 
 def cp_product(mid: Tensor, a: Tensor, b: Tensor) -> Tensor:

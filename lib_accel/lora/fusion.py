@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
-from lib_accel.lora.base import HeldWeight, Pair
-from lib_accel.lora.formats import LoraError, Network
+from lib_accel.lora.base import HeldWeight, Pair, copier
+from lib_accel.lora.network import LoraError, Network
 from lib_accel.lora.targets import LiveModels, Place, locate
 
 Targets = dict[Place, tuple[Pair, ...]]  # what each weight is to carry; those not named carry nothing
@@ -24,6 +26,7 @@ class Wanted(NamedTuple):
     network: Network
     te_scale: float
     unet_scale: float
+    dyn_dim: int | None = None  # only the first so many ranks of its LoRA layers, at the strength of all
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Fused:
     """What one call of `Fuser.fuse` did."""
 
     seconds: float
-    layers: int  # weights that were written
+    layers: int  # weights and biases that were written
     networks: tuple[str, ...]
     unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what fits no layer, by network
 
@@ -39,19 +42,27 @@ class Fused:
 class Fuser:
     """Keeps the networks of some models: "unet", "text_encoder" and "text_encoder_2", each if it is there.
 
-    Every weight is computed from its pristine bits, `base + sum(scale * change)`, in float32 and rounded
-    once, so nothing drifts. The bases of all weights that were ever touched stay in the CPU's memory, in
-    their own dtype, until `restore`. Models are held weakly; each may have one Fuser, used by one thread.
+    Every weight is computed from its pristine bits in float32, the networks' changes in their order, and
+    rounded once, so nothing drifts. The bases of all weights that were ever touched stay, in their own dtype,
+    until `restore`: on the GPU where that leaves it enough memory, else in the CPU's. Models are held weakly;
+    each may have one Fuser. Several threads may call it; each call then is whole before the next begins.
     """
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self._models = weakref.WeakValueDictionary(models)
         self._held: dict[Place, HeldWeight] = {}
+        self._live: LiveModels | None = None
+        self._lock = threading.RLock()
 
     @property
     def base_bytes(self) -> int:
-        """Memory of the CPU that the pristine copies take."""
+        """Memory that the pristine copies take."""
         return sum(held.base_bytes for held in self._held.values())
+
+    def check(self, wanted: Sequence[Wanted]) -> None:
+        """Raises what `fuse` would say of these networks; it need then not look for their places again."""
+        with self._lock:
+            _plan(wanted, self._live_now())
 
     def fuse(self, wanted: Sequence[Wanted]) -> Fused:
         """Makes `wanted`, in this order, the whole set. Writes the weights whose networks or scales changed.
@@ -62,30 +73,34 @@ class Fuser:
         and LoraError says so at the end.
         """
         began = time.perf_counter()
-        live = LiveModels(dict(self._models))
-        targets, unknown = _plan(wanted, live)
-        written = self._apply(targets, live)
+        with self._lock:
+            live = self._live_now()
+            targets, unknown = _plan(wanted, live)
+            written = self._apply(targets, live)
         names = tuple(each.network.name for each in wanted)
         return Fused(time.perf_counter() - began, written, names, unknown)
 
     def restore(self) -> None:
         """As `fuse` of an empty set; then drops the bases too."""
-        try:
-            self._apply({}, LiveModels(dict(self._models)))
-        except LoraError:
-            self._held.clear()
-            raise
-        self._held.clear()
+        with self._lock:
+            try:
+                self._apply({}, self._live_now())
+            finally:
+                self._held.clear()
+
+    def _live_now(self) -> LiveModels:
+        models = dict(self._models)
+        if self._live is None or not self._live.is_current(models):
+            self._live = LiveModels(models)
+        return self._live
 
     def _apply(self, targets: Targets, live: LiveModels) -> int:
         """Has each weight carry its target and no other weight anything; how many were written."""
         foreign = self._forget_changed(live, tolerant=not targets)
-        for place in targets:
-            if place not in self._held:
-                self._held[place] = HeldWeight(live.weight(place))
+        self._hold({place: live.weight(place) for place in targets})
         wanted = [(held, targets.get(place, ())) for place, held in self._held.items()]
         changes = [(held, pairs) for held, pairs in wanted if not held.has(pairs)]
-        _write(changes)
+        self._write(changes)
         if foreign:
             raise _changed_by_others(foreign, "they are left as they are; load the model again if in doubt")
         return len(changes)
@@ -101,40 +116,67 @@ class Fuser:
             del self._held[place]
         return foreign
 
+    def _hold(self, weights: Mapping[Place, nn.Parameter]) -> None:
+        """Copies the pristine bits of those weights that are not held."""
+        by_device: dict[torch.device, dict[Place, nn.Parameter]] = {}
+        for place, weight in weights.items():
+            if place not in self._held:
+                by_device.setdefault(weight.device, {})[place] = weight
+        for device, new in by_device.items():
+            copy = copier(device, sum(weight.numel() * weight.element_size() for weight in new.values()))
+            for place, weight in new.items():
+                self._held[place] = HeldWeight(weight, copy)
+
+    def _write(self, changes: Sequence[tuple[HeldWeight, tuple[Pair, ...]]]) -> None:
+        """Writes all weights or, if one fails, none: those before it get back what they had."""
+        before: list[tuple[HeldWeight, tuple[Pair, ...]]] = []
+        try:
+            for held, pairs in changes:
+                before.append((held, held.pairs))
+                held.write(pairs)
+        except BaseException:
+            self._put_back(before)
+            raise
+
+    def _put_back(self, before: Iterable[tuple[HeldWeight, tuple[Pair, ...]]]) -> None:
+        """The set before or, if that cannot be computed either, no set at all: never a part of one."""
+        try:
+            for held, pairs in before:
+                held.write(pairs)
+        except BaseException:
+            for held in self._held.values():
+                held.write(())
+            raise
+
 
 def _plan(wanted: Sequence[Wanted], live: LiveModels) -> tuple[Targets, dict[str, tuple[str, ...]]]:
     """What each weight is to carry, and by network the names of what fits no weight."""
-    targets: Targets = {}
+    pairs: dict[Place, list[Pair]] = {}
     unknown: dict[str, tuple[str, ...]] = {}
-    for network, te_scale, unet_scale in wanted:
-        if not (math.isfinite(te_scale) and math.isfinite(unet_scale)):
-            raise LoraError(
-                f"LoRA {network.name!r}: scales {te_scale}, {unet_scale}; expected finite numbers"
-            )
+    for each in wanted:
+        _check_numbers(each)
+        network, te_scale, unet_scale, dyn_dim = each
         scales = {"text_encoder": te_scale, "text_encoder_2": te_scale, "unet": unet_scale}
-        located = locate(network, live, {component for component, scale in scales.items() if scale})
+        located = locate(network, live, [component for component, scale in scales.items() if scale])
         for place, layer in located.layers.items():
-            targets[place] = (*targets.get(place, ()), Pair(layer, scales[place.component]))
+            pairs.setdefault(place, []).append(Pair(layer, scales[place.component], dyn_dim))
         if located.unknown:
             unknown[network.name] = (*unknown.get(network.name, ()), *located.unknown)
-    return targets, unknown
+    return {place: tuple(of_place) for place, of_place in pairs.items()}, unknown
 
 
-def _write(changes: Sequence[tuple[HeldWeight, tuple[Pair, ...]]]) -> None:
-    """Writes all weights or, if one fails, none: those before it get back what they had."""
-    before: list[tuple[HeldWeight, tuple[Pair, ...]]] = []
-    try:
-        for held, pairs in changes:
-            before.append((held, held.pairs))
-            held.write(pairs)
-    except BaseException:
-        for held, pairs in before:
-            held.write(pairs)
-        raise
+def _check_numbers(wanted: Wanted) -> None:
+    network, te_scale, unet_scale, dyn_dim = wanted
+    if not (math.isfinite(te_scale) and math.isfinite(unet_scale)):
+        raise LoraError(f"LoRA {network.name!r}: scales {te_scale}, {unet_scale}; expected finite numbers")
+    if dyn_dim is not None and (not isinstance(dyn_dim, int) or dyn_dim < 1):
+        raise LoraError(
+            f"LoRA {network.name!r}: dyn_dim {dyn_dim!r}; expected a number of ranks from 1, or None"
+        )
 
 
 def _changed_by_others(places: Sequence[Place], advice: str) -> LoraError:
     return LoraError(
-        f"the weights of {len(places)} layers, first {'.'.join(places[0])}, were replaced or written to by "
+        f"the weights of {len(places)} layers, first {places[0].name}, were replaced or written to by "
         f"others while networks were fused into them; {advice}"
     )

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 
 _TOP_LAYERS = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -18,6 +19,8 @@ _MIDDLE = {
     "mid_block.resnets.1": "middle_block.2",
 }
 _RESNET_LAYERS = {
+    "norm1": "in_layers.0",
+    "norm2": "out_layers.0",
     "conv1": "in_layers.2",
     "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",

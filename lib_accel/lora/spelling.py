@@ -1,6 +1,8 @@
-"""What the name of a tensor in a LoRA file says: which layer it is for, and which part of the network it is.
+"""What the name of a tensor in a network's file says: which layer it is for, and which part of it it is.
 
 kohya      lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight, .lora_up.weight, .alpha
+LyCORIS    lycoris_down_blocks_0_attentions_0_proj_in.hada_w1_a, or kohya's layers
+OneTrainer kohya's, or unet.input_blocks.1.1.proj_in.lora_down.weight, clip_l.text_model...., clip_g....
 diffusers  unet.down_blocks.0.attentions.0.proj_in.lora.down.weight, or .lora_A.weight
 old form   unet.down_blocks.0....attn1.processor.to_q_lora.down.weight
 peft       base_model.model.down_blocks.0.attentions.0.proj_in.lora_A.weight, or .lora_A.<adapter>.weight
@@ -16,28 +18,26 @@ class Part(NamedTuple):
     """One tensor of one layer of a network."""
 
     stem: str  # the layer as the file spells it
-    role: str  # "down", "up", "mid" or "alpha"
+    role: str  # as in kinds.KINDS, where one role may stand for what is two there
 
 
 _FACTOR = re.compile(
     r"(?P<stem>.+?)"
     r"(?:[._]lora(?:_linear_layer)?\.(?P<dotted>down|up|mid)|\.lora_(?P<joined>down|up|mid|A|B))"
-    r"(?:\.(?P<adapter>[^.]+))?\.weight"
+    r"(?:\.(?P<adapter>[^.]+))?\.(?P<parameter>weight|bias)"
 )
 _PEFT_ROLES = {"A": "down", "B": "up"}
 
-# Of each kind that is not LoRA or LoCon, what its tensors are called and nothing else is.
-_OTHER_KINDS = {
-    "DoRA": re.compile(r".+\.(dora_scale|lora_magnitude_vector)(\..+)?"),
-    "LoHa": re.compile(r".+\.hada_.+"),
-    "LoKr": re.compile(r".+\.lokr_.+"),
-    "OFT": re.compile(r".+\.(oft_.+|boft_.+)"),
-    "IA3": re.compile(r".+\.(on_input|ia3_l(\..+)?)"),
-    "GLoRA": re.compile(r".+\.[ab][12]\.weight"),
-    "full difference": re.compile(r".+\.(diff|diff_b|w_norm|b_norm)"),
-    "LoRA of a bias": re.compile(r".+[._]lora(_B|_up|\.up)(\.[^.]+)?\.bias"),
-    "LoRA of an embedding": re.compile(r".+\.lora_embedding_[AB](\..+)?"),
-}
+# peft's live names have the adapter's name in them, and some of its tensors are modules with a weight.
+_OTHER = re.compile(
+    r"(?P<stem>.+)\.(?P<role>"
+    r"hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2|dora_scale|lora_magnitude_vector|"
+    r"oft_blocks|oft_diag|oft_R|boft_[Rs]|rescale|ia3_l|on_input|diff(?:_b)?|[wb]_norm"
+    r")(?:\.(?!weight$)[^.]+)?(?:\.weight)?"
+)
+_GLORA = re.compile(r"(?P<stem>.+)\.(?P<role>[ab][12]|bm)\.weight")
+_PLAIN = re.compile(r"(?P<stem>.+)\.(?P<role>alpha|weight)")
+_RENAMED = {"lora_magnitude_vector": "magnitude"}
 
 _KOHYA_PREFIXES = {
     "lora_unet_": "unet",
@@ -45,26 +45,34 @@ _KOHYA_PREFIXES = {
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
 }
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+_LYCORIS_PREFIX = "lycoris_"
+_DOTTED_PREFIXES = {
+    "unet": "unet",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+    "clip_l": "text_encoder",
+    "clip_g": "text_encoder_2",
+}
 _PEFT_PREFIX = "base_model.model."
 _TEXT_STARTS = ("text_model.", "encoder.layers.", "text_projection")
+_FLAT_TEXT_STARTS = tuple(start.replace(".", "_") for start in _TEXT_STARTS)
 _OLD_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
 def split_key(key: str) -> Part | None:
-    """The layer and the role of a tensor called `key`, or None if it is no part of a LoRA."""
-    if key.endswith(".alpha"):
-        return Part(key.removesuffix(".alpha"), "alpha")
+    """The layer and the role of a tensor called `key`, or None if it is no part of a network."""
     found = _FACTOR.fullmatch(key)
-    if found is None:
-        return None
-    role = found["dotted"] or found["joined"]
-    return Part(found["stem"], _PEFT_ROLES.get(role, role))
-
-
-def other_kind(key: str) -> str | None:
-    """The kind of network that has a tensor called `key`, if it is another than LoRA or LoCon."""
-    return next((kind for kind, pattern in _OTHER_KINDS.items() if pattern.fullmatch(key)), None)
+    if found is not None:
+        role = found["dotted"] or found["joined"]
+        role = _PEFT_ROLES.get(role, role)
+        if found["parameter"] == "bias":
+            return Part(found["stem"], "up_bias") if role == "up" else None
+        return Part(found["stem"], role)
+    for pattern in (_OTHER, _GLORA, _PLAIN):
+        found = pattern.fullmatch(key)
+        if found is not None:
+            return Part(found["stem"], _RENAMED.get(found["role"], found["role"]))
+    return None
 
 
 def find_place(stem: str) -> tuple[str, str]:
@@ -75,10 +83,14 @@ def find_place(stem: str) -> tuple[str, str]:
     for prefix, component in _KOHYA_PREFIXES.items():
         if stem.startswith(prefix):
             return component, stem.removeprefix(prefix)
+    if stem.startswith(_LYCORIS_PREFIX):
+        path = stem.removeprefix(_LYCORIS_PREFIX)
+        return ("text_encoder" if path.startswith(_FLAT_TEXT_STARTS) else "unet"), path
     path = stem.removeprefix(_PEFT_PREFIX)
-    component = next((known for known in _COMPONENTS if path.startswith(f"{known}.")), "")
-    path = path.removeprefix(f"{component}.").removeprefix(_PEFT_PREFIX)
-    if not component:
+    prefix, _, rest = path.partition(".")
+    if prefix in _DOTTED_PREFIXES:
+        component, path = _DOTTED_PREFIXES[prefix], rest.removeprefix(_PEFT_PREFIX)
+    else:
         component = "text_encoder" if path.startswith(_TEXT_STARTS) else "unet"
     return component, _of_today(component, path)
 

@@ -1,24 +1,32 @@
-"""Which layers of live diffusers and transformers models the layers of a network mean."""
+"""Which parameters of live diffusers and transformers models the layers of a network mean."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import weakref
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from lib_accel.lora.architecture import check_context, other_architecture
-from lib_accel.lora.delta import needs_inpainting
-from lib_accel.lora.formats import Key, Layer, LoraError, Network
+from lib_accel.lora.architecture import check_family, other_architecture
+from lib_accel.lora.kinds import KINDS, Shape, changed_shape, made_for
+from lib_accel.lora.network import Key, Layer, LoraError, Network
 from lib_accel.lora.original import original_names
 from lib_accel.lora.spelling import flatten
 
 
 class Place(NamedTuple):
-    """One layer of one live model."""
+    """One parameter of one live model."""
 
     component: str
     path: str
+    parameter: str = "weight"
+
+    @property
+    def name(self) -> str:
+        """The layer, for messages."""
+        return f"{self.component}.{self.path}"
 
 
 class Located(NamedTuple):
@@ -29,23 +37,61 @@ class Located(NamedTuple):
 
 
 class LiveModels:
-    """The layers of some models, as they are while this object is made."""
+    """The layers of some models, as they were when this object was made; all are held weakly."""
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
-        self.models = models
-        self._modules = {component: dict(model.named_modules()) for component, model in models.items()}
-        self._names = {component: _layer_names(modules) for component, modules in self._modules.items()}
+        self._models = weakref.WeakValueDictionary(models)
+        self._walks = {component: list(_walk(model)) for component, model in models.items()}
+        modules = {component: dict(model.named_modules()) for component, model in models.items()}
+        self._names = {component: _layer_names(each) for component, each in modules.items()}
+        self._modules = {
+            component: {path: weakref.ref(module) for path, module in each.items()}
+            for component, each in modules.items()
+        }
+        self._shapes: dict[Place, torch.Size] = {}
+        self.plans: weakref.WeakKeyDictionary[Network, dict[frozenset[str], Located]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    @property
+    def models(self) -> Mapping[str, nn.Module]:
+        """Those that still live."""
+        return dict(self._models)
+
+    def is_current(self, models: Mapping[str, nn.Module]) -> bool:
+        """Whether `models` are these, with the layers that they had, of the same shapes where we looked."""
+        return (
+            models == self.models
+            and models.keys() == self._walks.keys()
+            and all(_is_same_walk(self._walks[name], model) for name, model in models.items())
+            and all(self._has_shape(place, shape) for place, shape in self._shapes.items())
+        )
+
+    def _has_shape(self, place: Place, shape: torch.Size) -> bool:
+        weight = self.weight_now(place)
+        return weight is not None and weight.shape == shape
+
+    def _module(self, component: str, path: str) -> nn.Module | None:
+        reference = self._modules.get(component, {}).get(path)
+        return None if reference is None else reference()
 
     def find(self, key: Key) -> Place | None:
         """The place that a network's layer is for, if there is one."""
         path = self._names.get(key.component, {}).get(key.path)
-        return None if path is None else Place(key.component, path)
+        if path is None:
+            return None
+        place = Place(key.component, path, key.parameter)
+        has_none = key.parameter != "weight" and self.weight_now(place) is None
+        return None if has_none else place
 
     def weight(self, place: Place) -> nn.Parameter:
         """The weight of a layer. Raises LoraError where it cannot be changed in place, with the remedy."""
-        modules = self._modules[place.component]
-        module, parent = modules[place.path], modules[place.path.rpartition(".")[0]]
-        name = ".".join(place)
+        module, parent = (
+            self._module(*place[:2]),
+            self._module(place.component, place.path.rpartition(".")[0]),
+        )
+        assert module is not None
+        name = place.name
         if _is_peft(module):
             raise LoraError(
                 f"{name} carries an adapter of peft ({type(module).__name__}), which would be added to the "
@@ -55,66 +101,88 @@ class LiveModels:
             raise LoraError(
                 f"{name} is not used while projections are fused; call pipe.unfuse_qkv_projections() first"
             )
-        weight = module._parameters.get("weight")
+        weight = module._parameters.get(place.parameter)
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
             kind = "none" if weight is None else f"a {type(weight).__name__} of {weight.dtype}"
             raise LoraError(
-                f"the weight of {name} is no plain floating-point Parameter (it is {kind}); "
+                f"the {place.parameter} of {name} is no plain floating-point Parameter (it is {kind}); "
                 "load the model without quantization"
             )
         if weight.is_meta:
             raise LoraError(
-                f"the weight of {name} is on the meta device, as with sequential CPU offload; "
+                f"the {place.parameter} of {name} is on the meta device, as with sequential CPU offload; "
                 "use pipe.enable_model_cpu_offload() instead"
             )
+        self._shapes[place] = weight.shape
         return weight
 
     def weight_now(self, place: Place) -> nn.Parameter | None:
         """The weight that a layer has now, also inside an adapter of peft; None if it has none."""
-        module = self._modules.get(place.component, {}).get(place.path)
+        module = self._module(*place[:2])
         while module is not None and _is_peft(module):
             module = module._modules.get("base_layer")
-        return None if module is None else module._parameters.get("weight")
+        return None if module is None else module._parameters.get(place.parameter)
+
+
+def _walk(module: nn.Module) -> Iterator[tuple[str, weakref.ref[nn.Module]]]:
+    """Name and module of all that is in a module, at any depth; many times faster than named_modules."""
+    for name, child in module._modules.items():
+        if child is not None:
+            yield name, weakref.ref(child)
+            if child._modules:
+                yield from _walk(child)
+
+
+def _is_same_walk(before: Sequence[tuple[str, weakref.ref[nn.Module]]], module: nn.Module) -> bool:
+    # References to one living module are equal, and those to a dead one equal nothing else.
+    return list(_walk(module)) == before
 
 
 def locate(network: Network, live: LiveModels, components: Collection[str]) -> Located:
-    """Finds the layers of these `components` that a network changes.
+    """Finds the parameters of these `components` that a network changes, once for as long as both live.
 
-    Raises LoraError if the network is for another architecture: a model that it has layers for has none of
-    them, or its factors do not have the shape of a weight; also where `LiveModels.weight` does.
+    Raises LoraError if the network is for another architecture: its header says so, a model that it has
+    layers for has none of them, or its tensors are for a weight of another shape. Also where
+    `LiveModels.weight` does.
     """
+    plans = live.plans.setdefault(network, {})
+    wanted = frozenset(components)
+    if wanted not in plans:
+        plans[wanted] = _locate(network, live, wanted)
+    return plans[wanted]
+
+
+def _locate(network: Network, live: LiveModels, components: Collection[str]) -> Located:
+    models = live.models
     wanted = [key for key in network.layers if key.component in components]
-    if any(key.component == "unet" for key in wanted):
-        check_context(network, live.models)
+    check_family(network, models, by_shape=any(key.component == "unet" for key in wanted))
     layers: dict[Place, Layer] = {}
     unknown = [*network.ignored]
     for key in wanted:
-        place = live.find(key)
+        place, layer = live.find(key), network.layers[key]
         if place is None:
-            unknown.append(key.spelled)
+            if not KINDS[layer.kind].is_implied:
+                unknown.append(key.spelled)
             continue
         if place in layers:
             raise LoraError(
                 f"LoRA {network.name!r} has {key.spelled!r} under a second name; save it with one"
             )
-        layers[place] = network.layers[key]
-        have, want = weight_shape(layers[place]), _as_kernel(live.weight(place))
-        if have != want and not needs_inpainting(have, want):
-            detail = f"{key.spelled!r} is for a weight {have}, which here is {want}"
-            raise other_architecture(network, live.models, detail)
-    _check_any_fits(network, live.models, wanted, {place.component for place in layers})
-    return Located(layers, tuple(unknown))
+        layers[place] = layer
+        have, want = made_for(layer), tuple(live.weight(place).shape)
+        if changed_shape(have, want) is None:
+            detail = (
+                f"{key.spelled!r} is for a weight {_shown(have, have)}, which here is {_shown(want, have)}"
+            )
+            raise other_architecture(network, models, detail)
+    _check_any_fits(network, models, wanted, {place.component for place in layers})
+    return Located(layers, tuple(dict.fromkeys(unknown)))
 
 
-def weight_shape(layer: Layer) -> tuple[int, int, int, int]:
-    """The shape (out, in, height, width) of the weight that a network's layer was made for; linear is 1x1."""
-    kernel = layer.down if layer.mid is None else layer.mid
-    height, width = (1, 1) if kernel.ndim == 2 else kernel.shape[2:]
-    return layer.up.shape[0], layer.down.shape[1], height, width
-
-
-def _as_kernel(weight: Tensor) -> tuple[int, ...]:
-    return (*weight.shape, 1, 1) if weight.ndim == 2 else tuple(weight.shape)
+def _shown(shape: Shape, like: Shape) -> str:
+    """A shape for a message, a linear layer's as a 1x1 kernel's where it is held against one."""
+    sides = (*shape, 1, 1) if len(shape) == 2 and len(like) == 4 else shape
+    return f"({', '.join('any' if side is None else str(side) for side in sides)})"
 
 
 def _check_any_fits(
@@ -127,17 +195,17 @@ def _check_any_fits(
 
 
 def _layer_names(modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """The paths of linear and convolution layers, by every flat name that a LoRA may have for them."""
-    paths = [path for path, module in modules.items() if _takes_lora(module)]
+    """The paths of layers with a weight, by every flat name that a network may have for them."""
+    paths = [path for path, module in modules.items() if _takes_network(module)]
     names = {flatten(original): path for original, path in original_names(paths)}
     return names | {flatten(path): path for path in paths}
 
 
-def _takes_lora(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.Conv2d)) or _is_peft(module)
+def _takes_network(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)) or _is_peft(module)
 
 
-def _has_fused_projections(attention: nn.Module) -> bool:
+def _has_fused_projections(attention: nn.Module | None) -> bool:
     """Whether diffusers calls one layer made of query, key and value instead of them."""
     return type(getattr(attention, "processor", None)).__name__.startswith("Fused")
 

@@ -38,8 +38,8 @@ def file(tmp_path: Path) -> Path:
 
 def test_file_gives_the_tensors_that_were_saved(file: Path) -> None:
     layer = only_layer(read_network(file))
-    assert torch.equal(layer.down, torch.ones(2, 6))
-    assert torch.equal(layer.up, torch.ones(4, 2))
+    assert torch.equal(layer.tensors["down"], torch.ones(2, 6))
+    assert torch.equal(layer.tensors["up"], torch.ones(4, 2))
 
 
 def test_path_may_be_text_and_its_ending_in_capitals(file: Path) -> None:
@@ -51,7 +51,7 @@ def test_path_may_be_text_and_its_ending_in_capitals(file: Path) -> None:
 def test_factors_keep_their_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     save_file({name: tensor.to(dtype) for name, tensor in tensors().items()}, tmp_path / "a.safetensors")
     layer = only_layer(read_network(tmp_path / "a.safetensors"))
-    assert (layer.down.dtype, layer.up.dtype) == (dtype, dtype)
+    assert {tensor.dtype for tensor in layer.tensors.values()} == {dtype}
 
 
 def test_tensors_of_a_file_are_mapped_not_copied(file: Path) -> None:
@@ -59,7 +59,7 @@ def test_tensors_of_a_file_are_mapped_not_copied(file: Path) -> None:
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     starts = [header[f"{STEM}.lora_{role}.weight"]["data_offsets"][0] for role in ("down", "up")]
-    assert layer.up.data_ptr() - layer.down.data_ptr() == starts[1] - starts[0]
+    assert layer.tensors["up"].data_ptr() - layer.tensors["down"].data_ptr() == starts[1] - starts[0]
 
 
 def test_name_is_that_of_the_file_unless_one_is_given(file: Path) -> None:
@@ -136,25 +136,6 @@ def test_equal_tensors_are_another_network() -> None:
 def test_tensors_that_are_no_part_of_a_layer_are_listed() -> None:
     extra = {"bundle_emb.cat.string_to_param": torch.ones(1), "lora_te_x.alpha": torch.tensor(1.0)}
     assert set(read_network(tensors() | extra).ignored) == set(extra)
-
-
-OTHER_KINDS = {
-    "DoRA": {"dora_scale": torch.ones(4, 1)},
-    "LoHa": {"hada_w1_a": torch.ones(1)},
-    "LoKr": {"lokr_w1": torch.ones(1)},
-    "OFT": {"oft_blocks": torch.ones(1)},
-    "IA3": {"on_input": torch.tensor(True)},
-    "GLoRA": {"a1__weight": torch.ones(1)},
-    "full difference": {"diff": torch.ones(1)},
-    "LoRA of a bias": {"lora_B__bias": torch.ones(1)},
-    "LoRA of an embedding": {"lora_embedding_A": torch.ones(1)},
-}
-
-
-@pytest.mark.parametrize("kind", OTHER_KINDS)
-def test_other_kind_is_named(kind: str) -> None:
-    with pytest.raises(LoraError, match=rf"'style' is of kind {kind} .*fuses only LoRA and LoCon"):
-        read_network(tensors(**OTHER_KINDS[kind]), name="style")
 
 
 BROKEN = {

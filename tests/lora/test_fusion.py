@@ -20,7 +20,7 @@ from tests.lora.parts import Parts, Q, writes
 def change(network: Network, path: str = Q) -> Tensor:
     """What a network adds to a linear layer of the UNet, in float64."""
     layer = next(layer for key, layer in network.layers.items() if key.path == path.replace(".", "_"))
-    return layer.alpha / layer.rank * layer.up.double() @ layer.down.double()
+    return layer.strength * layer.tensors["up"].double() @ layer.tensors["down"].double()
 
 
 def test_fused_weight_is_the_base_and_the_scaled_changes(parts: Parts) -> None:
@@ -68,7 +68,7 @@ def test_latent_network_leaves_the_mask_channels_of_an_inpainting_unet_alone() -
     network = read_network(spell.network({"unet": make.sd1_unet()}, pattern="conv_in"))
     (layer,) = network.layers.values()
     Fuser({"unet": unet}).fuse([Wanted(network, 1.0, 1.0)])
-    added = (layer.up.flatten(1) @ layer.down.flatten(1)).reshape(16, 4, 3, 3)
+    added = (layer.tensors["up"].flatten(1) @ layer.tensors["down"].flatten(1)).reshape(16, 4, 3, 3)
     assert torch.allclose(weight[:, :4], base[:, :4] + added, atol=1e-6)
     assert torch.equal(weight[:, 4:], base[:, 4:])
 

@@ -67,7 +67,7 @@ def test_every_layer_is_found_by_its_kohya_name(component: str, new: Callable[[]
     for path, weight in spell.layers(model, ".*"):
         where, flat = find_place(spell.kohya(component, path)["alpha"].removesuffix(".alpha"))
         place = live.find(Key(where, flatten(flat), ""))
-        assert place == (component, path)
+        assert place == (component, path, "weight")
         assert live.weight(place) is weight
 
 
@@ -78,7 +78,7 @@ def test_text_layers_are_found_whether_or_not_the_model_says_text_model(prefix: 
     parent = model.text_model if prefix else model
     parent.encoder = nn.ModuleDict({"q_proj": nn.Linear(2, 2)})
     place = LiveModels({"text_encoder": model}).find(Key("text_encoder", "encoder_q_proj", ""))
-    assert place == ("text_encoder", f"{prefix}encoder.q_proj")
+    assert place == ("text_encoder", f"{prefix}encoder.q_proj", "weight")
 
 
 def diffusers_twin(unet: nn.Module, **changes: Any) -> UNet2DConditionModel:
