@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -269,6 +271,34 @@ def test_random_sets_one_after_the_other_leave_no_trace(model: nn.ModuleDict) ->
     merger.merge([*model.values()], networks, exact=False)
     assert all(torch.equal(tensor, pristine[name]) for name, tensor in model.state_dict().items())
     assert model["convolution"].bias is None
+
+
+def _living_tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(each), Tensor) for each in gc.get_objects())
+
+
+def test_ten_thousand_switches_neither_drift_nor_grow(model: nn.ModuleDict) -> None:
+    """Bits are those of a fresh merge of the same set at any time, and the pristine ones in the end."""
+    pool = [_plain(f"n{number}", model, number) for number in range(6)]
+    pool += [_network(name, model, 9, **{KINDS[name][0]: KINDS[name][1:]}) for name in ("LoHa", "LoKr")]
+    networks, merger, lot = Networks(), Merger(), random.Random(11)
+    living = 0
+    for step in range(10_000):
+        networks.loaded_networks = lot.sample(pool, lot.randrange(len(pool) + 1))
+        for network in networks.loaded_networks:
+            network.unet_multiplier = lot.choice((-1.0, -0.3, 0.0, 0.4, 1.0))
+        merger.merge([*model.values()], networks, exact=False)
+        if step % 100 == 50:
+            fresh = _model()
+            Merger().merge([*fresh.values()], networks, exact=False)
+            assert all(torch.equal(model[name].weight, fresh[name].weight) for name in NAMES)
+        if step == 100:
+            living = _living_tensors()
+    assert abs(_living_tensors() - living) <= 4  # those of the set that is merged
+    networks.loaded_networks = []
+    merger.merge([*model.values()], networks, exact=False)
+    assert all(torch.equal(model[name].weight, _model()[name].weight) for name in NAMES)
 
 
 def test_the_extension_takes_over_what_we_left(model: nn.ModuleDict) -> None:
