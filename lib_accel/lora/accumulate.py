@@ -26,8 +26,9 @@ def write_sum(weight: Tensor, base: Tensor, terms: Sequence[Term]) -> None:
     wide = torch.promote_types(weight.dtype, torch.float32)
     in_place = weight.dtype == wide and weight.is_contiguous()  # half the time of a sum beside it
     total = weight if in_place else torch.empty(weight.shape, dtype=wide, device=weight.device)
-    # Moved in its own dtype: in a copy across devices torch would widen it on the CPU first.
-    total.copy_(base.to(weight.device))
+    # Moved in its own dtype: in a copy across devices torch would widen it on the CPU first. Towards a GPU
+    # without waiting, if the base is pinned; towards the CPU that would not be safe.
+    total.copy_(base.to(weight.device, non_blocking=weight.is_cuda))
     with autocast_off(weight.device.type):
         for kind, run in groupby(terms, key=type):
             _ADD[kind](total, run)
