@@ -35,12 +35,12 @@ class Outfit:
 
     tensors: Mapping[str, Tensor]
     expected: Mapping[str, Tensor]
-    layers: int
 
 
 def kind_figures() -> list[dict[str, Any]]:
     """A row for each kind and spelling: layers fused, and how far their weights are from the formula's.
 
+    `layers` counts weights and biases that were written, `expected` those that the network is for.
     `of_weight` is the difference against the weights, `of_change` the worst layer's against what the network
     changes there; `strays` counts parameters that changed and should not have. A row of a network that the
     library refuses has its words instead.
@@ -60,10 +60,10 @@ def _row(models: Mapping[str, nn.Module], kind: Kind, spelling: Spelling) -> dic
         with _fused(models, outfit) as (before, layers):
             row = compare(before, _parameters(models), outfit.expected)
     except LoraError as error:
-        return {"expected": outfit.layers, "layers": 0, "refused": str(error)}
+        return {"expected": len(outfit.expected), "layers": 0, "refused": str(error)}
     back = _parameters(models)
     same_bits = all(torch.equal(value, back[name]) for name, value in before.items())
-    return {"expected": outfit.layers, "layers": layers, **row, "restored": same_bits}
+    return {"expected": len(outfit.expected), "layers": layers, **row, "restored": same_bits}
 
 
 @contextlib.contextmanager
@@ -101,7 +101,7 @@ def outfit_of(models: Mapping[str, nn.Module], kind: Kind, spelling: Spelling) -
             now = kind.changed_bias(bias.double(), given)
             if not torch.equal(now, bias.double()):
                 expected[f"{name}.bias"] = bias.double() + scale * (now - bias.double())
-    return Outfit(tensors, expected, len(spots))
+    return Outfit(tensors, expected)
 
 
 def _spots(models: Mapping[str, nn.Module], kind: Kind) -> Iterator[Spot]:

@@ -65,9 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     of_lora.add_argument(
         "--memory-gib",
         type=int,
-        default=9,
+        default=10,
         metavar="N",
-        help="leave out what would need more memory, mapped files not counted (default: 9)",
+        help="leave out what would need more memory, mapped files not counted (default: 10)",
     )
     return parser
 

@@ -63,12 +63,12 @@ def _alpha(value: float = RANK / 2) -> Tensors:
 
 
 def _lora(weight: Tensor, draw: Draw) -> Tensors:
-    (outputs, inputs), ones = weight.shape[:2], [1] * (weight.ndim - 2)
-    up, down = draw(outputs, RANK), draw(RANK, inputs)
-    up = up * _gain(up @ down, weight)
+    outputs, inputs, *kernel = weight.shape
+    up, down = draw(outputs, RANK), draw(RANK, inputs, *kernel)
+    up = up * _gain(up @ down.flatten(1), weight)
     return {
-        "lora_up.weight": up.reshape(outputs, RANK, *ones),
-        "lora_down.weight": down.reshape(RANK, inputs, *ones),
+        "lora_up.weight": up.reshape(outputs, RANK, *[1] * len(kernel)),
+        "lora_down.weight": down,
         **_alpha(),
     }
 
@@ -388,6 +388,7 @@ def _norm(weight: Tensor, draw: Draw) -> Tensors:
 
 KINDS: dict[str, Kind] = {
     "LoRA": Kind(_lora, lambda weight, given: weight + _lora_delta(weight, given)),
+    "LoCon": Kind(_lora, lambda weight, given: weight + _lora_delta(weight, given), "kernels"),
     "LoRA with a bias": Kind(
         _biased,
         lambda weight, given: weight + _lora_delta(weight, given),

@@ -83,6 +83,7 @@ SPELLINGS: dict[str, Spelling] = {
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("LoRA", ("kohya", "LyCORIS", "OneTrainer", "diffusers", "diffusers, old", "peft")),
     ("LoRA with a bias", ("diffusers", "peft")),
+    ("LoCon", ("kohya", "LyCORIS", "diffusers", "peft")),
     ("LoCon with mid", ("kohya", "LyCORIS")),
     ("LoHa", ("kohya", "LyCORIS", "OneTrainer", "peft")),
     ("LoHa with mid", ("kohya", "LyCORIS", "peft")),

@@ -99,8 +99,8 @@ def _cut(pool: Tensor, *shape: int) -> Tensor:
 def stems_of(unet: nn.Module) -> dict[str, str]:
     """The paths of the layers that networks change, by kohya's names, which for SDXL are the original's."""
     paths = changed_layers(unet)
-    is_xl = any("transformer_blocks.9." in path for path in paths)
     everything = [path for path, _ in unet.named_modules()]
+    is_xl = any(path.startswith("add_embedding.") for path in everything)
     original = {path: name for name, path in original_names(everything)} if is_xl else {}
     return {f"lora_unet_{original.get(path, path).replace('.', '_')}": path for path in paths}
 

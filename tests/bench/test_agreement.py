@@ -46,7 +46,7 @@ def test_a_wrong_delta_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_weight_that_nothing_was_fused_into_is_wrong_by_all_of_its_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fusion, "_write", lambda changes: None)
+    monkeypatch.setattr(fusion.HeldWeight, "write", lambda held, pairs: None)
     row = _row(monkeypatch)
     assert row["of_change"] == pytest.approx(1.0)
     assert not is_right(row)
