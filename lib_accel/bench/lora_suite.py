@@ -13,12 +13,15 @@ from lib_accel.bench.environment import environment
 from lib_accel.bench.lora import step_operations
 from lib_accel.bench.progress import Progress
 from lib_accel.bench.sides import BY_LAYER, OURS, PEFT
-from lib_accel.bench.switching import CALLS, Plan, peak_gib, size_figures
+from lib_accel.bench.switching import CALLS, REMARKS, Plan, peak_gib, size_figures
 
 Figures = dict[str, Any]
 
 # Relative differences of all weights, and of the worst layer's change, above which a kind counts as wrong.
 CLOSE, CLOSE_CHANGE = 1e-6, 1e-4
+
+# How many times as long as ours a merge by layer should take on a CPU, by the number of networks.
+LEAST = {"1": 1.0, "4": 3.5, "16": 5.0}
 
 # On a GPU: at most so many times as long as a plain copy of the same bytes, up to that rank in all.
 FUSE_LIMIT, FUSE_RANK = 2.5, 128
@@ -30,7 +33,7 @@ def lora_suite(plan: Plan, *, keep: Callable[[Figures], object]) -> Figures:
     keep: given them as they are so far whenever a size is done, since a long run may be cut off.
     """
     figures: Figures = {"kinds": [], "flat": {}, "switch": {}, "bandwidth": {}, "summary": {}}
-    about = {"suite": "lora", **asdict(plan), "calls": CALLS}
+    about = {"suite": "lora", **asdict(plan), "calls": CALLS, "remarks": REMARKS}
     with Progress(2 + len(plan.sizes) * (2 + len(plan.counts))) as progress:
         progress.begin("kinds and spellings")
         figures["kinds"] = kind_figures()
@@ -72,6 +75,7 @@ def summary(figures: Mapping[str, Any]) -> Figures:
         "kinds_refused": [_called(row) for row in kinds if "refused" in row],
         "flat": figures["flat"]["holds"],
         "switch_ratio": ratios,
+        "switch_least": {BY_LAYER: LEAST},
         "worst_fuse_ratio": max(bounded, default=None),
         "fuse_limit": FUSE_LIMIT,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lib_accel.bench.lora_suite import FUSE_RANK, is_right
+from lib_accel.bench.lora_suite import FUSE_RANK, LEAST, is_right
 from lib_accel.bench.sides import BY_LAYER, OURS, PEFT, SIDES
 from lib_accel.bench.table import aligned
 
@@ -110,13 +110,21 @@ def summary_line(found: Figures) -> str:
     for name, counts in found["switch_ratio"].items():
         for side in (BY_LAYER, PEFT):
             times = "/".join(_times(each.get(side)) for each in counts.values())
-            words.append(f"{name} switch of {'/'.join(counts)}: {side} takes {times} of {OURS}")
+            words.append(
+                f"{name} switch of {'/'.join(counts)}: {side} takes {times} of {OURS}{_wanted(counts, side)}"
+            )
     if found["worst_fuse_ratio"] is not None:
         words.append(
             f"fusing up to rank {FUSE_RANK} at most {found['worst_fuse_ratio']:.2f}x a copy "
             f"(target on a GPU: {found['fuse_limit']})"
         )
     return "; ".join(words)
+
+
+def _wanted(counts: Figures, side: str) -> str:
+    """What is wanted of these ratios, if anything."""
+    least = [f"{LEAST[count]:g}" for count in counts if count in LEAST]
+    return f" (at least {'/'.join(least)} wanted)" if side == BY_LAYER and len(least) == len(counts) else ""
 
 
 def _times(ratio: float | None) -> str:

@@ -218,3 +218,10 @@ CALLS: dict[str, Any] = {
     PEFT: list(Peft.CALLS),
     BY_LAYER: ["for each layer: weight.copy_(base); for each network: weight.copy_(weight + up @ down * s)"],
 }
+
+REMARKS = [
+    "only the layers that networks change hold numbers; the UNet's others are there but empty",
+    "files are in the page cache; ours: fuse is all of Fuser.fuse but plan and copy",
+    "one_changed, scale_change: from the set before, at scale 0.7; off_restores_bits: after all of a round",
+    "shared: half of the layers are written anew; not timed with peft, which always goes over all",
+]

@@ -101,6 +101,14 @@ def test_a_wrong_kind_and_one_that_is_refused_are_named(written: dict[str, Any])
     assert summary_line(found).startswith("kinds: 0 right, 1 wrong, 1 refused")
 
 
+def test_the_line_tells_what_is_wanted_of_numbers_that_something_is_wanted_of(
+    written: dict[str, Any],
+) -> None:
+    ratios = {"sd15": {count: {"by layer": 6.0, "peft": 7.0} for count in ("1", "4")}}
+    line = summary_line(written["summary"] | {"switch_ratio": ratios})
+    assert "by layer takes 6.0x/6.0x of ours (at least 1/3.5 wanted); sd15 switch of 1/4: peft" in line
+
+
 @pytest.mark.parametrize("key", ["layers", "strays", "restored"])
 def test_a_kind_is_wrong_for_each_reason(key: str, written: dict[str, Any]) -> None:
     assert not is_right(written["kinds"][0] | {key: {"layers": 1, "strays": 1, "restored": False}[key]})
