@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
 from numbers import Real
 from pathlib import Path
@@ -22,8 +24,9 @@ from lib_accel.engine import Engine
 from lib_accel.errors import OptionError, PipelineError
 from lib_accel.layouts.reading import class_name
 from lib_accel.lora.arrival import TEXT, UNET, Arrival
-from lib_accel.lora.formats import LoraError, read_network
+from lib_accel.lora.formats import LoraError
 from lib_accel.lora.fusion import Fused, Fuser, Wanted
+from lib_accel.lora.library import Library
 from lib_accel.options import Options
 from lib_accel.patching import junction
 from lib_accel.report import Report
@@ -38,9 +41,11 @@ _NEVER = (0,)  # the models at the time when a module was last looked for; no id
 # The components that a LoRA may change.
 _FUSED = ("unet", "text_encoder", "text_encoder_2")
 
-Lora = tuple[
-    str | Path | Mapping[str, Tensor], float, float
-]  # file or state dict, text encoder's scale, UNet's
+# File or state dict, text encoders' scale, UNet's and, if there is a fourth, how many ranks: None for all.
+Lora = (
+    tuple[str | Path | Mapping[str, Tensor], float, float]
+    | tuple[str | Path | Mapping[str, Tensor], float, float, int | None]
+)
 
 
 def accelerate(pipe: Any, **options: Any) -> Handle:
@@ -92,7 +97,10 @@ class Handle:
     def __init__(self, pipe: Any, options: Options) -> None:
         self._host = DiffusersHost(pipe, options)
         self._engine = Engine(self._host)
-        self._fuser: Fuser | None = None  # keeps copies of weights, so it is there only while it is needed
+        self._lock = threading.RLock()  # around the fuser and the counters of a generation
+        self._library = Library()
+        self._ahead: ThreadPoolExecutor | None = None  # reads for `prefetch`
+        self._fuser: Fuser | None = None
         self._fused_models: Mapping[str, nn.Module] = {}
         for home in _CONTROL_MODELS:
             with contextlib.suppress(ImportError):
@@ -113,31 +121,70 @@ class Handle:
     def set_loras(self, loras: Sequence[Lora]) -> Fused:
         """Fuses exactly these LoRAs into the weights, instead of those that were; none gives the bits back.
 
-        loras: (path or state dict, scale for the text encoders, scale for the UNet). While networks are fused
-        the weights are the handle's.
+        loras: (path or state dict, scale for the text encoders, scale for the UNet), with a number of ranks
+        at the end if a LoRA is to have its first so many only. Networks of other kinds are LoRAs too here.
+        Order counts for those that read the weight: DoRA, (IA)3, OFT, BOFT, GLoRA.
+
+        Files are read once and kept, up to 1 GiB of them. While networks are fused the weights are the
+        handle's. The pristine bits of all weights that ever carried one stay in memory, `base_bytes` of it,
+        until `detach`, so that an empty set and the next one copy nothing. Threads take turns.
 
         Raises LoraError, before any weight is changed, if a file cannot be read, does not fit or is broken,
         or if others wrote to fused weights. An empty set leaves such weights as they are, and says so once.
         """
-        wanted = [_wanted(lora) for lora in loras]
-        began = time.perf_counter()
-        fused = self._current_fuser().fuse(wanted)
-        if not wanted:
-            self._fuser = None
-        self._engine.generation.fuse_s += time.perf_counter() - began
-        self._engine.generation.networks = len(wanted)
+        wanted = [self._wanted(lora) for lora in loras]
+        with self._lock:
+            began = time.perf_counter()
+            fused = self._current_fuser().fuse(wanted)
+            self._library.keep_given([each.network for each in wanted])
+            self._engine.generation.fuse_s += time.perf_counter() - began
+            self._engine.generation.networks = len(wanted)
         return fused
+
+    def prefetch(self, loras: Sequence[Lora]) -> Future[None]:
+        """Reads LoRAs that will be set soon, and finds their layers, on a thread of its own.
+
+        The weights stay as they are. What is wrong with a LoRA is not said here but by `set_loras`. Returns
+        at once what tells when all is read.
+        """
+        with self._lock:
+            if self._ahead is None:
+                self._ahead = ThreadPoolExecutor(1, thread_name_prefix="accel-prefetch")
+            return self._ahead.submit(self._prepare, list(loras))
+
+    def _prepare(self, loras: Sequence[Lora]) -> None:
+        for lora in loras:
+            with contextlib.suppress(LoraError):
+                wanted = self._wanted(lora)
+                with self._lock:
+                    if self._fuser is None or self._is_current(self._host.components(_FUSED)):
+                        self._current_fuser().check([wanted])
+
+    def _wanted(self, lora: Lora) -> Wanted:
+        _check_lora(lora)
+        source, te_scale, unet_scale, *ranks = lora
+        return Wanted(self._library.read(source), te_scale, unet_scale, *ranks)
+
+    @property
+    def base_bytes(self) -> int:
+        """Memory that the pristine bits of weights take, on the GPU where it has room and else the CPU's."""
+        with self._lock:
+            return 0 if self._fuser is None else self._fuser.base_bytes
 
     def _current_fuser(self) -> Fuser:
         """The fuser of the pipeline's models, which may be others than before; those lose their networks."""
         models = self._host.components(_FUSED)
-        if self._fuser is not None and models != dict(self._fused_models):
+        if self._fuser is not None and not self._is_current(models):
             self._fuser.restore()
             self._fuser = None
         if self._fuser is None:
             self._fuser = Fuser(models)
             self._fused_models = weakref.WeakValueDictionary(models)
         return self._fuser
+
+    def _is_current(self, models: Mapping[str, nn.Module]) -> bool:
+        """Whether the fuser is for these models."""
+        return models == dict(self._fused_models)
 
     def begin_generation(self) -> None:
         """Starts the counters of `report().generation` anew."""
@@ -149,23 +196,28 @@ class Handle:
 
     def detach(self) -> None:
         """Takes all LoRAs off and leaves the models as they had been; harmless to repeat."""
+        with self._lock:
+            fuser, self._fuser = self._fuser, None
+            self._library.keep_given(())
+            ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.shutdown(wait=False, cancel_futures=True)
         try:
-            if self._fuser is not None:
-                self.set_loras([])
+            if fuser is not None:
+                fuser.restore()
+                self._engine.generation.networks = 0
         finally:
             self._lifetime.end()
 
 
-def _wanted(lora: Lora) -> Wanted:
-    is_triple = isinstance(lora, (tuple, list)) and len(lora) == 3
-    if not is_triple or not all(isinstance(scale, Real) for scale in lora[1:]):
+def _check_lora(lora: Any) -> None:
+    is_tuple = isinstance(lora, (tuple, list)) and len(lora) in (3, 4)
+    if not is_tuple or not all(isinstance(scale, Real) for scale in lora[1:3]):
         shown = f"{len(lora)} values" if isinstance(lora, (tuple, list)) else type(lora).__name__
         raise LoraError(
-            f"set_loras: got {'no numbers for scales' if is_triple else shown}, "
-            "expected (path or state dict, scale for the text encoders, scale for the UNet) for each LoRA"
+            f"set_loras: got {'no numbers for scales' if is_tuple else shown}, expected (path or state dict, "
+            "scale for the text encoders, scale for the UNet[, number of ranks]) for each LoRA"
         )
-    source, te_scale, unet_scale = lora
-    return Wanted(read_network(source), te_scale, unet_scale)
 
 
 class _Lifetime:
