@@ -34,7 +34,7 @@ def figure(report: Mapping[str, Any]) -> Figure:
     drawn.text(0.02, 0.905, f"one set changed for another; {where}", color=_GREY, fontsize=8.5)
     share = 1 / len(sizes)
     for number, (name, size) in enumerate(sizes.items()):
-        axes = drawn.add_axes((share * (number + 0.13), 0.12, share * 0.56, 0.66))
+        axes = drawn.add_axes((share * (number + 0.13), 0.12, share * 0.54, 0.66))
         _field(axes, name, size)
     return drawn
 

@@ -111,7 +111,7 @@ def summary_line(found: Figures) -> str:
         for side in (BY_LAYER, PEFT):
             times = "/".join(_times(each.get(side)) for each in counts.values())
             words.append(
-                f"{name} switch of {'/'.join(counts)}: {side} takes {times} of {OURS}{_wanted(counts, side)}"
+                f"{name} switch of {'/'.join(counts)}: {side} takes {times} of {OURS}{_wanted(name, counts, side)}"
             )
     if found["worst_fuse_ratio"] is not None:
         words.append(
@@ -121,8 +121,10 @@ def summary_line(found: Figures) -> str:
     return "; ".join(words)
 
 
-def _wanted(counts: Figures, side: str) -> str:
-    """What is wanted of these ratios, if anything."""
+def _wanted(name: str, counts: Figures, side: str) -> str:
+    """What is wanted of these ratios, if anything; nothing is of a small model, where all else counts more."""
+    if name == "tiny":
+        return ""
     least = [f"{LEAST[count]:g}" for count in counts if count in LEAST]
     return f" (at least {'/'.join(least)} wanted)" if side == BY_LAYER and len(least) == len(counts) else ""
 

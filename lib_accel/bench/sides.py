@@ -55,7 +55,7 @@ class Side(Protocol):
 
 
 class Ours:
-    """`read_network` for files that are new, and `Fuser.fuse`, as `handle.set_loras` does."""
+    """`read_network` and `Fuser.fuse`, as in `handle.set_loras` with files that it has not kept."""
 
     def __init__(self, pipe: Any, wardrobe: Wardrobe) -> None:
         self._unet = pipe.unet
