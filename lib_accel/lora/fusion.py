@@ -6,7 +6,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -64,8 +64,10 @@ class Fuser:
         with self._lock:
             _plan(wanted, self._live_now())
 
-    def fuse(self, wanted: Sequence[Wanted]) -> Fused:
+    def fuse(self, wanted: Sequence[Wanted], components: Collection[str] | None = None) -> Fused:
         """Makes `wanted`, in this order, the whole set. Writes the weights whose networks or scales changed.
+
+        components: the models whose weights are to be written, by default all; the others carry what they did.
 
         Raises LoraError before anything is written if a network does not fit, a scale is not finite or others
         changed a fused weight. If it fails later, as for lack of memory, the set before is put back.
@@ -76,9 +78,21 @@ class Fuser:
         with self._lock:
             live = self._live_now()
             targets, unknown = _plan(wanted, live)
+            if components is not None:
+                targets = self._of_others(components) | {
+                    place: pairs for place, pairs in targets.items() if place.component in components
+                }
             written = self._apply(targets, live)
         names = tuple(each.network.name for each in wanted)
         return Fused(time.perf_counter() - began, written, names, unknown)
+
+    def _of_others(self, components: Collection[str]) -> Targets:
+        """What the weights of other models than these carry."""
+        return {
+            place: held.pairs
+            for place, held in self._held.items()
+            if held.pairs and place.component not in components
+        }
 
     def restore(self) -> None:
         """As `fuse` of an empty set; then drops the bases too."""

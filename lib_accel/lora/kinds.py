@@ -62,7 +62,10 @@ def missing_role(kind: Kind, roles: Sequence[str]) -> str | None:
     for choices in kind.needs:
         lacking = [[role for role in choice.split() if role not in roles] for choice in choices]
         if all(lacking):
-            return min(lacking, key=len)[0]
+            begun = [
+                lack for lack, choice in zip(lacking, choices, strict=True) if len(lack) < len(choice.split())
+            ]
+            return (begun or lacking)[0][0]
     return None
 
 

@@ -41,6 +41,11 @@ SPELLED = {
     "text_encoder_2.text_model.encoder.layers.0.self_attn.to_q": ("text_encoder_2", TEXT_Q),
     "base_model.model.text_model.encoder.layers.0.self_attn.q_proj": ("text_encoder", TEXT_Q),
     "base_model.model.encoder.layers.0.self_attn.q_proj": ("text_encoder", TEXT_Q),
+    f"lycoris_{TO_Q}": ("unet", TO_Q),
+    f"lycoris_text_model_{TEXT_Q}": ("text_encoder", TEXT_Q),
+    "unet.input_blocks.4.1.proj_in": ("unet", "input_blocks_4_1_proj_in"),
+    "clip_l.text_model.encoder.layers.0.self_attn.q_proj": ("text_encoder", TEXT_Q),
+    "clip_g.text_model.encoder.layers.0.self_attn.q_proj": ("text_encoder_2", TEXT_Q),
 }
 
 
