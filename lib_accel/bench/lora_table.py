@@ -110,9 +110,8 @@ def summary_line(found: Figures) -> str:
     for name, counts in found["switch_ratio"].items():
         for side in (BY_LAYER, PEFT):
             times = "/".join(_times(each.get(side)) for each in counts.values())
-            words.append(
-                f"{name} switch of {'/'.join(counts)}: {side} takes {times} of {OURS}{_wanted(name, counts, side)}"
-            )
+            wanted = _wanted(name, counts, side)
+            words.append(f"{name} switch of {'/'.join(counts)}: {side} takes {times} of {OURS}{wanted}")
     if found["worst_fuse_ratio"] is not None:
         words.append(
             f"fusing up to rank {FUSE_RANK} at most {found['worst_fuse_ratio']:.2f}x a copy "
@@ -122,7 +121,7 @@ def summary_line(found: Figures) -> str:
 
 
 def _wanted(name: str, counts: Figures, side: str) -> str:
-    """What is wanted of these ratios, if anything; nothing is of a small model, where all else counts more."""
+    """What is wanted of these ratios, if anything; nothing is of a model so small that all else counts more."""
     if name == "tiny":
         return ""
     least = [f"{LEAST[count]:g}" for count in counts if count in LEAST]
