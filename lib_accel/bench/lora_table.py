@@ -121,7 +121,7 @@ def summary_line(found: Figures) -> str:
 
 
 def _wanted(name: str, counts: Figures, side: str) -> str:
-    """What is wanted of these ratios, if anything; nothing is of a model so small that all else counts more."""
+    """What is wanted of these ratios, if anything; nothing is where a model is too small to tell."""
     if name == "tiny":
         return ""
     least = [f"{LEAST[count]:g}" for count in counts if count in LEAST]
