@@ -10,7 +10,7 @@ import importlib
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
 from numbers import Real
@@ -39,7 +39,8 @@ _CONTROL_MODELS = ("diffusers.models.controlnets.controlnet", "diffusers.models.
 _NEVER = (0,)  # the models at the time when a module was last looked for; no id is 0
 
 # The components that a LoRA may change.
-_FUSED = ("unet", "text_encoder", "text_encoder_2")
+_FUSED_FOR_TEXT = ("text_encoder", "text_encoder_2")
+_FUSED = ("unet", *_FUSED_FOR_TEXT)
 
 # File or state dict, text encoders' scale, UNet's and, if there is a fourth, how many ranks: None for all.
 Lora = (
@@ -98,7 +99,7 @@ class Handle:
         self._host = DiffusersHost(pipe, options)
         self._engine = Engine(self._host)
         self._lock = threading.RLock()  # around the fuser and the counters of a generation
-        self._library = Library()
+        self._library = Library(options.lora_cache_mib)
         self._ahead: ThreadPoolExecutor | None = None  # reads for `prefetch`
         self._fuser: Fuser | None = None
         self._fused_models: Mapping[str, nn.Module] = {}
@@ -125,21 +126,61 @@ class Handle:
         at the end if a LoRA is to have its first so many only. Networks of other kinds are LoRAs too here.
         Order counts for those that read the weight: DoRA, (IA)3, OFT, BOFT, GLoRA.
 
-        Files are read once and kept, up to 1 GiB of them. While networks are fused the weights are the
-        handle's. The pristine bits of all weights that ever carried one stay in memory, `base_bytes` of it,
-        until `detach`, so that an empty set and the next one copy nothing. Threads take turns.
+        Files are read once and kept, up to the option lora_cache_mib. While networks are fused the weights
+        are the handle's. The pristine bits of all weights that ever carried one stay in memory, `base_bytes`
+        of it, until `detach`, so that an empty set and the next one copy nothing. Threads take turns.
 
         Raises LoraError, before any weight is changed, if a file cannot be read, does not fit or is broken,
         or if others wrote to fused weights. An empty set leaves such weights as they are, and says so once.
         """
-        wanted = [self._wanted(lora) for lora in loras]
+        self._settle()
+        return self._fuse([self._wanted(lora) for lora in loras], None)
+
+    def start_loras(self, loras: Sequence[Lora], *, late_calls: int = 0) -> Arrival:
+        """As `set_loras`, but returns at once: LoRAs are read and fused on a thread of its own.
+
+        Models wait for them when they are called. The text encoders' weights are written before the UNet's,
+        so that these are written while the prompt is encoded. What is wrong with a LoRA is raised by the call
+        of a model, and by `wait()` of what this returns.
+
+        late_calls: how many calls of the UNet, one a step, may go on without the new set as long as it is not
+        read yet. This changes the picture. It is of use only where text encoders carry no LoRA, before and
+        then: where they do, the prompt is encoded when all is read.
+        """
+        self._settle()
+        for lora in loras:
+            _check_lora(lora)
+        with self._lock:
+            carries_text = self._fuser is not None and self._fuser.carries(_FUSED_FOR_TEXT)
+
+        def prepare() -> Callable[[str], None]:
+            wanted = [self._wanted(lora) for lora in loras]
+            with self._lock:
+                self._current_fuser().check(wanted)
+            return lambda part: self._fuse_part(wanted, part)
+
+        changes_text = carries_text or any(te_scale for _, te_scale, *_ in loras)
+        self._host.arrival = Arrival(prepare, late_calls, changes_text=changes_text)
+        return self._host.arrival
+
+    def _fuse_part(self, wanted: Sequence[Wanted], part: str) -> None:
+        self._fuse(wanted, _FUSED if part == UNET else _FUSED_FOR_TEXT)
+
+    def _fuse(self, wanted: Sequence[Wanted], components: Collection[str] | None) -> Fused:
         with self._lock:
             began = time.perf_counter()
-            fused = self._current_fuser().fuse(wanted)
+            fused = self._current_fuser().fuse(wanted, components)
             self._library.keep_given([each.network for each in wanted])
             self._engine.generation.fuse_s += time.perf_counter() - began
             self._engine.generation.networks = len(wanted)
         return fused
+
+    def _settle(self) -> None:
+        """Ends what `start_loras` began; another set follows, so that nobody minds if it fails."""
+        arrival, self._host.arrival = self._host.arrival, None
+        if arrival is not None:
+            with contextlib.suppress(Exception):
+                arrival.wait()
 
     def prefetch(self, loras: Sequence[Lora]) -> Future[None]:
         """Reads LoRAs that will be set soon, and finds their layers, on a thread of its own.
@@ -196,6 +237,7 @@ class Handle:
 
     def detach(self) -> None:
         """Takes all LoRAs off and leaves the models as they had been; harmless to repeat."""
+        self._settle()
         with self._lock:
             fuser, self._fuser = self._fuser, None
             self._library.keep_given(())
@@ -325,11 +367,14 @@ class DiffusersHost:
 
     def before_call(self, model: nn.Module) -> None:
         """Has the networks that are on their way written where this model must carry them."""
-        if self.arrival is None:
+        arrival = self.arrival
+        if arrival is None:
             return
         for name, component in self.components(_FUSED).items():
             if any(module is model for module in component.modules()):
-                self.arrival.before_call(UNET if name == "unet" else TEXT)
+                arrival.before_call(UNET if name == "unet" else TEXT)
+        if arrival.is_done and arrival is self.arrival:
+            self.arrival = None
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         """The pipeline's models by the names of its components."""

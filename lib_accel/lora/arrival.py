@@ -18,13 +18,16 @@ class Arrival:
     encoders compute. Weights are never written while their model computes: the call waits, or they do.
     """
 
-    def __init__(self, prepare: Callable[[], Fuse], late_calls: int = 0) -> None:
+    def __init__(
+        self, prepare: Callable[[], Fuse], late_calls: int = 0, *, changes_text: bool = True
+    ) -> None:
         """`prepare` reads and checks, and returns what then writes.
 
         late_calls: how many calls of the UNet may go on without the set, as long as it is not read yet. This
-        changes the picture. Source: SwiftDiffusion, arXiv:2407.02031, section 4.2.
+        changes the picture. Source: SwiftDiffusion, arXiv:2407.02031. changes_text: whether the weights of
+        the text encoders are to change; if not, nothing is waited for there.
         """
-        self._late_calls = late_calls
+        self._late_calls, self._changes_text = late_calls, changes_text
         self._turn = threading.Lock()  # one part is written at a time
         self._written: set[str] = set()
         worker = ThreadPoolExecutor(1, thread_name_prefix="accel-loras")
@@ -37,8 +40,10 @@ class Arrival:
         """To be called before each call of a model of this part; raises what went wrong, each time."""
         if part == UNET and self._late_calls > 0 and not self._fuse.done():
             self._late_calls -= 1
-            return
-        self._write(part)
+        elif part == UNET:
+            self.wait()
+        elif self._changes_text:
+            self._write(TEXT)
 
     def wait(self) -> None:
         """Until all weights are written; raises what went wrong."""

@@ -59,6 +59,10 @@ class Fuser:
         """Memory that the pristine copies take."""
         return sum(held.base_bytes for held in self._held.values())
 
+    def carries(self, components: Collection[str]) -> bool:
+        """Whether a weight of these models carries a network."""
+        return any(held.pairs and place.component in components for place, held in self._held.items())
+
     def check(self, wanted: Sequence[Wanted]) -> None:
         """Raises what `fuse` would say of these networks; it need then not look for their places again."""
         with self._lock:
@@ -67,7 +71,7 @@ class Fuser:
     def fuse(self, wanted: Sequence[Wanted], components: Collection[str] | None = None) -> Fused:
         """Makes `wanted`, in this order, the whole set. Writes the weights whose networks or scales changed.
 
-        components: the models whose weights are to be written, by default all; the others carry what they did.
+        components: the models whose weights are to be written, by default all; others carry what they did.
 
         Raises LoraError before anything is written if a network does not fit, a scale is not finite or others
         changed a fused weight. If it fails later, as for lack of memory, the set before is put back.
