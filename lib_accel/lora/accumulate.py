@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -40,9 +41,21 @@ def _add_factors(total: Tensor, terms: Iterable[Factors]) -> None:
     """One product over the ranks of all terms."""
     ups, downs, strengths = zip(*terms, strict=True)
     up, down = torch.cat(ups, dim=1).to(total.dtype), torch.cat(downs).to(total.dtype)
-    by_rank = [strength for each, strength in zip(ups, strengths, strict=True) for _ in range(each.shape[1])]
-    up = up * torch.tensor(by_rank, dtype=total.dtype, device=total.device)
-    total.flatten(1).addmm_(up, down)
+    if len(set(strengths)) == 1:
+        total.flatten(1).addmm_(up, down, alpha=strengths[0])
+        return
+    by_rank = tuple((each.shape[1], strength) for each, strength in zip(ups, strengths, strict=True))
+    total.flatten(1).addmm_(up * _row(by_rank, total.dtype, total.device), down)
+
+
+@lru_cache(maxsize=16)
+def _row(by_rank: tuple[tuple[int, float], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Each strength as often as there are ranks of it.
+
+    Kept, since most layers of a set have the same, and a GPU is waited for to make one.
+    """
+    each = [strength for ranks, strength in by_rank for _ in range(ranks)]
+    return torch.tensor(each, dtype=dtype, device=device)
 
 
 def _add_dense(total: Tensor, terms: Iterable[Dense]) -> None:

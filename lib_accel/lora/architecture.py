@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from lib_accel.lora.kinds import made_for
 from lib_accel.lora.network import LoraError, Network
 
 _BY_CONTEXT_WIDTH = {768: "SD1", 1024: "SD2", 1280: "the SDXL refiner", 2048: "SDXL"}
@@ -73,9 +72,9 @@ def _file_width(network: Network, component: str, endings: tuple[str, ...]) -> i
     """Input width of the first layer of a component that ends so and whose tensors tell it."""
     for key, layer in network.layers.items():
         if key.component == component and key.parameter == "weight" and key.path.endswith(endings):
-            shape = made_for(layer)
-            if len(shape) > 1 and shape[1] is not None:
-                return shape[1]
+            inputs = layer.shape[1] if len(layer.shape) > 1 else None
+            if inputs is not None:
+                return inputs
     return None
 
 

@@ -1,7 +1,7 @@
 """Changes of a weight that do not depend on it: LoRA, LoHa, LoKr.
 
 LoRA's stays two factors, whose product it is: those of all networks of a layer are laid side by side and
-cost one matrix product, whatever their number. All is float32, on the device of the tensors given.
+cost one matrix product, whatever their number. All else is float32, on the device of the tensors given.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ def lora_factors(down: Tensor, up: Tensor, strength: float) -> Factors:
     """LoRA, and LoCon: `strength * up @ down`.
 
     down: (rank, in) or (rank, in, height, width); up: (out, rank) or (out, rank, 1, 1). Convolving with the
-    down kernel and then with the 1x1 up kernel is the same as once with their product over the rank.
+    down kernel and then with the 1x1 up kernel is the same as once with their product over the rank. The
+    factors keep their dtype, as far as they can be laid side by side in it.
     Source: LoRA, arXiv:2106.09685, section 4.1; for convolutions LoCon of LyCORIS, arXiv:2309.14859.
     """
-    return Factors(up.float().flatten(1), down.float().flatten(1), strength)
+    return Factors(_joinable(up).flatten(1), _joinable(down).flatten(1), strength)
+
+
+def _joinable(factor: Tensor) -> Tensor:
+    """The factor, in float32 where it is one of 8 bits, for which torch.cat has no common dtype."""
+    return factor.float() if factor.element_size() == 1 else factor
 
 
 def tucker_down(mid: Tensor, down: Tensor) -> Tensor:

@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 
 from lib_accel.lora import delta, rewrite, rotation
-from lib_accel.lora.network import Layer
+from lib_accel.lora.network import Layer, Shape
 from lib_accel.lora.terms import Dense, Factors, Rewrite, Term
 
 Tensors = Mapping[str, Tensor]
-Shape = tuple[int | None, ...]
-"""The shape of a weight, as far as a network's tensors tell; None is any length. Two are the outputs and all
-inputs of a kernel in a row; four are (out, in, height, width), of which a linear layer's last two are 1."""
 
 
 class Use(NamedTuple):
@@ -73,13 +70,6 @@ def _marks(kind: Kind) -> set[str]:
     return {role for choices in kind.needs for choice in choices for role in choice.split()}
 
 
-def made_for(layer: Layer) -> Shape:
-    """The shape of the weight that a layer, which was checked, is for."""
-    shape = KINDS[layer.kind].shape(layer.tensors)
-    assert shape is not None
-    return shape
-
-
 def changed_shape(have: Shape, want: Sequence[int]) -> tuple[int, ...] | None:
     """The shape of what a layer for `have` changes in a weight of the shape `want`; None if it does not fit.
 
@@ -102,7 +92,7 @@ def term(
     layer: Layer, shape: Sequence[int], device: torch.device, *, scale: float, dyn_dim: int | None = None
 ) -> Term:
     """What a layer changes in a weight of this shape, which it fits, on its device. Computed in float32."""
-    narrow = changed_shape(made_for(layer), shape)
+    narrow = changed_shape(layer.shape, shape)
     assert narrow is not None
     tensors = {role: tensor.to(device) for role, tensor in layer.tensors.items()}
     made = KINDS[layer.kind].term(Use(tensors, layer, narrow, scale, dyn_dim))
@@ -291,7 +281,7 @@ def _lora_term(use: Use) -> Term:
     factors = delta.lora_factors(down, up, use.strength)
     if not _DORA & tensors.keys():
         return factors
-    change = use.layer.strength * (factors.up @ factors.down)
+    change = use.layer.strength * (factors.up.float() @ factors.down.float())
     return _by_dora(use, change.reshape(use.shape), use.scale)
 
 

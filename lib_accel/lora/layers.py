@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lib_accel.lora.header import AdapterConfig
 from lib_accel.lora.kinds import KINDS, Kind, missing_role, names_of, roles_of
-from lib_accel.lora.network import Key, Layer, LoraError, Network
+from lib_accel.lora.network import Key, Layer, LoraError, Network, Shape
 from lib_accel.lora.spelling import find_place, flatten, split_key
 
 _COUNTS = ("on_input",)  # need no floating-point numbers
@@ -92,13 +92,13 @@ def _layer(
     path: str,
     file: Hashable,
 ) -> Layer:
-    _check(who, KINDS[kind], roles)
+    shape = _checked_shape(who, KINDS[kind], roles)
     tensors = {role: tensor for role, tensor in roles.items() if role != "alpha"}
     rank = KINDS[kind].rank(tensors)
     said = roles["alpha"].item() if "alpha" in roles else config.alpha(kind, component, path, rank)
     alpha = _alpha(kind, rank, said, "alpha" in roles)
     identity = file or (alpha, _tensor_identity(tensors))
-    return Layer(kind, tensors, alpha, rank or 1, identity)
+    return Layer(kind, tensors, alpha, rank or 1, shape, identity)
 
 
 # What alpha is for the kinds that use it in their own way, where nothing says it; 5 is peft's default.
@@ -120,8 +120,11 @@ def _tensor_identity(tensors: Mapping[str, Tensor]) -> Hashable:
     )
 
 
-def _check(who: str, kind: Kind, roles: Mapping[str, Tensor]) -> None:
-    """Raises LoraError unless the tensors of a layer are complete, finite, and of shapes that go together."""
+def _checked_shape(who: str, kind: Kind, roles: Mapping[str, Tensor]) -> Shape:
+    """The shape of the weight that a layer is for.
+
+    Raises LoraError unless its tensors are complete, finite, and of shapes that go together.
+    """
     missing = missing_role(kind, list(roles))
     if missing is not None:
         raise LoraError(f"{who} has no {missing!r} tensor; the file is incomplete, get it again")
@@ -133,11 +136,13 @@ def _check(who: str, kind: Kind, roles: Mapping[str, Tensor]) -> None:
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise LoraError(f"{who}: {role!r} holds NaN or infinity; the file is broken, get another one")
     numbers = all(roles[role].numel() == 1 for role in ("alpha", *_COUNTS) if role in roles)
-    if not numbers or kind.shape(roles) is None:
+    shape = kind.shape(roles) if numbers else None
+    if shape is None:
         shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in roles.items())
         raise LoraError(
             f"{who}: the shapes {shapes} do not belong together; the file is broken, get another one"
         )
+    return shape
 
 
 def _is_finite(tensor: Tensor) -> bool:

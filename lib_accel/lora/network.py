@@ -10,6 +10,10 @@ from torch import Tensor
 
 from lib_accel.errors import AccelError
 
+Shape = tuple[int | None, ...]
+"""The shape of a weight, as far as a network's tensors tell; None is any length. Two are the outputs and all
+inputs of a kernel in a row; four are (out, in, height, width), of which a linear layer's last two are 1."""
+
 
 class LoraError(AccelError):
     """A LoRA cannot be read, or networks cannot be fused into these models as they are."""
@@ -37,6 +41,7 @@ class Layer:
     tensors: Mapping[str, Tensor]
     alpha: float
     rank: int  # 1 for kinds without
+    shape: Shape  # of the weight that it is for
     identity: Hashable
 
     @property

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lib_accel.lora.architecture import check_family, other_architecture
-from lib_accel.lora.kinds import KINDS, Shape, changed_shape, made_for
-from lib_accel.lora.network import Key, Layer, LoraError, Network
+from lib_accel.lora.kinds import KINDS, changed_shape
+from lib_accel.lora.network import Key, Layer, LoraError, Network, Shape
 from lib_accel.lora.original import original_names
 from lib_accel.lora.spelling import flatten
 
@@ -169,7 +169,7 @@ def _locate(network: Network, live: LiveModels, components: Collection[str]) -> 
                 f"LoRA {network.name!r} has {key.spelled!r} under a second name; save it with one"
             )
         layers[place] = layer
-        have, want = made_for(layer), tuple(live.weight(place).shape)
+        have, want = layer.shape, tuple(live.weight(place).shape)
         if changed_shape(have, want) is None:
             detail = (
                 f"{key.spelled!r} is for a weight {_shown(have, have)}, which here is {_shown(want, have)}"

@@ -19,7 +19,7 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 def product(factors: Factors) -> Tensor:
-    return factors.strength * factors.up @ factors.down
+    return factors.strength * factors.up.float() @ factors.down.float()
 
 
 def test_change_of_a_linear_layer_is_up_times_down() -> None:

@@ -23,6 +23,7 @@ from tests.lora.test_kinds import WHOLE, of
 KINDS = ["LoRA", "DoRA", "LoHa", "LoKr", "full", "(IA)3", "OFT", "GLoRA"]
 SCALES = (-0.7, 0.0, 0.4, 1.0)
 PAGE = os.sysconf("SC_PAGE_SIZE")
+KEPT = 16  # rows of strengths that lora/accumulate.py keeps
 
 
 def networks() -> list[Network]:
@@ -85,7 +86,7 @@ def soak(switches: int, checks: int) -> tuple[int, int]:
 
 def test_two_hundred_switches_neither_drift_nor_grow() -> None:
     more, grown = soak(200, checks=9)
-    assert more <= 0
+    assert more <= KEPT
     assert grown < 16 * 2**20
 
 
@@ -93,7 +94,7 @@ def test_two_hundred_switches_neither_drift_nor_grow() -> None:
 def test_ten_thousand_switches_neither_drift_nor_grow() -> None:
     more, grown = soak(10_000, checks=90)
     print(f"{more} tensors and {grown / 2**20:.1f} MiB more")
-    assert more <= 0
+    assert more <= KEPT
     assert grown < 16 * 2**20
 
 
