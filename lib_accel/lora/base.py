@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from lib_accel.device import autocast_off
 from lib_accel.lora.accumulate import write_sum
 from lib_accel.lora.kinds import term
+from lib_accel.lora.memory import Uploads
 from lib_accel.lora.network import Layer
 from lib_accel.lora.terms import Term
-
-_LEAST_LEFT = 4 * 2**30  # bytes of the GPU's memory that pictures of one megapixel may need
 
 
 class Pair(NamedTuple):
@@ -29,9 +28,9 @@ class Pair(NamedTuple):
 class HeldWeight:
     """A weight that networks change in place: the Parameter, its storage and its device stay as they are."""
 
-    def __init__(self, weight: nn.Parameter, copy: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, weight: nn.Parameter, copy: Callable[[Tensor], Tensor], uploads: Uploads) -> None:
         """Keeps what `copy` makes of the weight: its bits are what is pristine from now on."""
-        self._weight = weakref.ref(weight)
+        self._weight, self._uploads = weakref.ref(weight), uploads
         self._base = copy(weight.detach())
         self._version = _version(weight)
         self.pairs: tuple[Pair, ...] = ()
@@ -60,9 +59,7 @@ class HeldWeight:
         weight = self._weight()
         assert weight is not None  # is_current was asked
         if self._base.device.type != "cpu" and self._base.device != weight.device:
-            self._base = self._base.to(
-                weight.device
-            )  # the model left the GPU, whose memory is wanted for others
+            self._base = self._base.to(weight.device)  # who moves a model off a GPU wants its memory
         # A weight that was made in inference mode can be written in it only.
         with torch.inference_mode(weight.is_inference()), torch.no_grad():
             write_sum(weight, self._base, self._terms(pairs, weight.device))
@@ -73,7 +70,7 @@ class HeldWeight:
             return []
         with autocast_off(device.type):
             return [
-                term(layer, self._base.shape, device, scale=scale, dyn_dim=dyn_dim)
+                term(layer, self._uploads.on(device, layer), self._base.shape, scale=scale, dyn_dim=dyn_dim)
                 for layer, scale, dyn_dim in pairs
             ]
 
@@ -85,37 +82,3 @@ def _target(pairs: Sequence[Pair]) -> list[tuple[Hashable, float, int | None]]:
 def _version(weight: Tensor) -> int | None:
     """How often the weight was written to, which torch counts except for inference tensors."""
     return None if weight.is_inference() else weight._version
-
-
-# Where the pristine bits are kept.
-
-
-def copier(
-    device: torch.device,
-    needed: int,
-    memory: Callable[[torch.device], tuple[int, int]] = torch.cuda.mem_get_info,
-) -> Callable[[Tensor], Tensor]:
-    """What copies weights of a device, of `needed` bytes together, to where their copies are to stay.
-
-    memory: tells how many bytes of a GPU are free, and how many it has.
-    """
-    if device.type != "cuda":
-        return _to_cpu
-    return torch.clone if leaves_enough(needed, *memory(device)) else _to_pinned
-
-
-def leaves_enough(needed: int, free: int, total: int) -> bool:
-    """Whether a GPU with so many bytes free, of a total, has room for copies beside what pictures take."""
-    return free - needed >= max(_LEAST_LEFT, total // 4)
-
-
-def _to_cpu(weight: Tensor) -> Tensor:
-    return weight.to("cpu", copy=True)
-
-
-def _to_pinned(weight: Tensor) -> Tensor:
-    """In memory that a GPU reads at full speed; in any other if the system has no more of it to give."""
-    try:
-        return torch.empty_like(weight, device="cpu", pin_memory=True).copy_(weight)
-    except RuntimeError:
-        return _to_cpu(weight)

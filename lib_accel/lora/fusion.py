@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from lib_accel.lora.base import HeldWeight, Pair, copier
+from lib_accel.lora.base import HeldWeight, Pair
+from lib_accel.lora.memory import Uploads, copier
 from lib_accel.lora.network import LoraError, Network
 from lib_accel.lora.targets import LiveModels, Place, locate
 
@@ -44,13 +45,15 @@ class Fuser:
 
     Every weight is computed from its pristine bits in float32, the networks' changes in their order, and
     rounded once, so nothing drifts. The bases of all weights that were ever touched stay, in their own dtype,
-    until `restore`: on the GPU where that leaves it enough memory, else in the CPU's. Models are held weakly;
-    each may have one Fuser. Several threads may call it; each call then is whole before the next begins.
+    until `restore`: on the GPU where that leaves it enough memory, else in the CPU's. So do up to 512 MiB of
+    the networks' tensors on the GPU. Models are held weakly; each may have one Fuser. Several threads may
+    call it; each call then is whole before the next begins.
     """
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self._models = weakref.WeakValueDictionary(models)
         self._held: dict[Place, HeldWeight] = {}
+        self._uploads = Uploads()
         self._live: LiveModels | None = None
         self._lock = threading.RLock()
 
@@ -105,6 +108,7 @@ class Fuser:
                 self._apply({}, self._live_now())
             finally:
                 self._held.clear()
+                self._uploads.clear()
 
     def _live_now(self) -> LiveModels:
         models = dict(self._models)
@@ -143,7 +147,7 @@ class Fuser:
         for device, new in by_device.items():
             copy = copier(device, sum(weight.numel() * weight.element_size() for weight in new.values()))
             for place, weight in new.items():
-                self._held[place] = HeldWeight(weight, copy)
+                self._held[place] = HeldWeight(weight, copy, self._uploads)
 
     def _write(self, changes: Sequence[tuple[HeldWeight, tuple[Pair, ...]]]) -> None:
         """Writes all weights or, if one fails, none: those before it get back what they had."""

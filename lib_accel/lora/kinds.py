@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from lib_accel.lora import delta, rewrite, rotation
@@ -89,12 +88,14 @@ def _fits(have: Shape, want: tuple[int, ...]) -> bool:
 
 
 def term(
-    layer: Layer, shape: Sequence[int], device: torch.device, *, scale: float, dyn_dim: int | None = None
+    layer: Layer, tensors: Tensors, shape: Sequence[int], *, scale: float, dyn_dim: int | None = None
 ) -> Term:
-    """What a layer changes in a weight of this shape, which it fits, on its device. Computed in float32."""
+    """What a layer changes in a weight of this shape, which it fits, computed in float32.
+
+    tensors: the layer's, on the weight's device.
+    """
     narrow = changed_shape(layer.shape, shape)
     assert narrow is not None
-    tensors = {role: tensor.to(device) for role, tensor in layer.tensors.items()}
     made = KINDS[layer.kind].term(Use(tensors, layer, narrow, scale, dyn_dim))
     return made if narrow == tuple(shape) else _WIDENED[type(made)](made, narrow)
 
