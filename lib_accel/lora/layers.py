@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -147,5 +148,15 @@ def _checked_shape(who: str, kind: Kind, roles: Mapping[str, Tensor]) -> Shape:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Whether no number is NaN or infinite, told by the least and the greatest in one pass."""
-    numbers = tensor.float() if tensor.element_size() == 1 else tensor  # aminmax has no 8-bit floats
+    numbers = tensor if _has_extremes(tensor.dtype, tensor.device.type) else tensor.float()
     return all(math.isfinite(edge.item()) for edge in torch.aminmax(numbers))
+
+
+@cache
+def _has_extremes(dtype: torch.dtype, device_type: str) -> bool:
+    """Whether torch finds extremes in that dtype: not in 8-bit floats, nor in 2.1 in float16 on the CPU."""
+    try:
+        torch.aminmax(torch.zeros(1, dtype=dtype, device=device_type))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True

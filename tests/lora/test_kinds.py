@@ -221,6 +221,41 @@ def test_rotation_of_outputs_turns_all_nine_channels() -> None:
     assert torch.allclose(model.conv_in.weight.norm(), before.norm(), rtol=1e-4)
 
 
+# Both text encoders of SDXL
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "OFT", "full"])
+@pytest.mark.parametrize("prefixes", [("lora_te1_", "lora_te2_"), ("clip_l.", "clip_g.")])
+def test_each_text_encoder_gets_its_own(kind: str, prefixes: tuple[str, str]) -> None:
+    models = {"text_encoder": make.text_encoder(), "text_encoder_2": make.second_text_encoder()}
+    before = {name: make.bits(model) for name, model in models.items()}
+    path = "text_model.encoder.layers.1.mlp.fc1"
+    tensors: Tensors = {}
+    for prefix, strength in zip(prefixes, (1.0, 0.5), strict=True):
+        stem = prefix + (path if prefix.endswith(".") else path.replace(".", "_"))
+        tensors |= {f"{stem}.{role}": strength * tensor for role, tensor in TEXT[kind].items()}
+    fused = Fuser(models).fuse([Wanted(read_network(tensors), 1.0, 0.0)])
+    assert fused.unknown == {}
+    assert not any(make.same_bits(before[name], model) for name, model in models.items())
+    first, second = (model.get_submodule(of_live(model, path)).weight for model in models.values())
+    assert not torch.equal(first, second)
+
+
+# For a layer with 24 inputs and 48 outputs.
+TEXT: dict[str, Tensors] = {
+    "LoHa": {"hada_w1_a": draw(1, 48, 2), "hada_w1_b": draw(2, 2, 24), "hada_w2_a": draw(3, 48, 2)}
+    | {"hada_w2_b": draw(4, 2, 24)},
+    "LoKr": {"lokr_w1": draw(1, 4, 4), "lokr_w2": draw(2, 12, 6)},
+    "OFT": {"oft_blocks": draw(1, 12, 4, 4)},
+    "full": {"diff": draw(1, 48, 24), "diff_b": draw(2, 48)},
+}
+
+
+def of_live(model: nn.Module, path: str) -> str:
+    """The path, which some versions of transformers begin with `text_model`."""
+    return path if hasattr(model, "text_model") else path.removeprefix("text_model.")
+
+
 # Ranks
 
 
