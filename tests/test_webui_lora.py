@@ -223,6 +223,26 @@ def test_half_weights_are_rounded_once(model: nn.ModuleDict) -> None:
     assert merged[True] < 0.6 * merged[False]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_factors_may_be_halves_for_weights_that_are_not(model: nn.ModuleDict, kind: str) -> None:
+    """As with a GPU, where the extension keeps LoRAs in float16."""
+    layer, module, make = KINDS[kind]
+
+    def halves(weight: Tensor) -> dict[str, Tensor]:
+        return {name: tensor.half() for name, tensor in make(weight).items()}
+
+    for half_weights in (False, True):
+        networks = Networks(_network("a", model, 1, **{layer: (module, halves)}))
+        whole = Networks(_network("a", model, 1, **{layer: (module, make)}))
+        ours, wanted = _model(), _model()
+        if half_weights:
+            ours.half()
+        Merger().merge([ours[layer]], networks, exact=False)
+        Merger().merge([wanted[layer]], whole, exact=False)
+        assert networks.writes == 0
+        torch.testing.assert_close(ours[layer].weight.float(), wanted[layer].weight, rtol=5e-3, atol=5e-3)
+
+
 def test_layers_that_no_network_means_are_left_alone(model: nn.ModuleDict) -> None:
     networks = Networks(_plain("a", model, 1))
     Merger().merge([*model.values()], networks, exact=False)

@@ -6,7 +6,6 @@ it that this file relies on are those of extensions-builtin/Lora/, the file of w
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from lib_accel.layouts.reading import class_name
 from lib_accel.lora.accumulate import write_sum
 from lib_accel.lora.delta import cp_product, for_inpainting, loha, lokr, needs_inpainting, tucker_down
+from lib_accel.lora.layers import is_finite
 from lib_accel.lora.terms import Dense, Factors, Term
 
 MARK = "network_current_names"  # on a layer: what it carries (networks.py)
@@ -141,7 +141,7 @@ class Merger:
 
     def _finite(self, module: Any, kind: _Kind) -> bool:
         if module not in self._is_finite:
-            self._is_finite[module] = all(map(_is_finite, kind.tensors(module)))
+            self._is_finite[module] = all(map(is_finite, kind.tensors(module)))
         return self._is_finite[module]
 
 
@@ -181,10 +181,6 @@ def _copied(weight: Tensor) -> Tensor:
 def _count_error(networks: Any, name: str) -> None:
     errors = networks.extra_network_lora.errors  # told under the picture (extra_networks_lora.py)
     errors[name] = errors.get(name, 0) + 1
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return all(math.isfinite(edge.item()) for edge in torch.aminmax(tensor))
 
 
 # The kinds of network_lora.py, network_hada.py and network_lokr.py.

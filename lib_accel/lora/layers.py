@@ -134,7 +134,7 @@ def _checked_shape(who: str, kind: Kind, roles: Mapping[str, Tensor]) -> Shape:
             raise LoraError(f"{who}: {role!r} is empty; the file is broken, get another one")
         if not tensor.is_floating_point() and role != "alpha" and role not in _COUNTS:
             raise LoraError(f"{who}: {role!r} is {tensor.dtype}; expected floating-point numbers")
-        if tensor.is_floating_point() and not _is_finite(tensor):
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise LoraError(f"{who}: {role!r} holds NaN or infinity; the file is broken, get another one")
     numbers = all(roles[role].numel() == 1 for role in ("alpha", *_COUNTS) if role in roles)
     shape = kind.shape(roles) if numbers else None
@@ -146,7 +146,7 @@ def _checked_shape(who: str, kind: Kind, roles: Mapping[str, Tensor]) -> Shape:
     return shape
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether no number is NaN or infinite, told by the least and the greatest in one pass."""
     numbers = tensor if _has_extremes(tensor.dtype, tensor.device.type) else tensor.float()
     return all(math.isfinite(edge.item()) for edge in torch.aminmax(numbers))
