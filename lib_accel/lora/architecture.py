@@ -18,7 +18,7 @@ def check_family(network: Network, models: Mapping[str, nn.Module], *, by_shape:
     """Raises LoraError if the network is for another Stable Diffusion than the models are.
 
     The width of the text context that its UNet layers read tells, if `by_shape`; where it has no such layers,
-    what its header says.
+    what its header says, if that is one of the names we know.
     """
     made_for_width, is_now = _file_width(network, "unet", _CONTEXT_LAYERS), _context_width(models)
     if is_now is None:
@@ -28,7 +28,7 @@ def check_family(network: Network, models: Mapping[str, nn.Module], *, by_shape:
             raise other_architecture(network, models)
         return
     here = _BY_CONTEXT_WIDTH.get(is_now)
-    if network.family is not None and here is not None and network.family != here:
+    if here is not None and network.family in _BY_CONTEXT_WIDTH.values() and network.family != here:
         raise other_architecture(network, models, f"its header says {network.family}")
 
 

@@ -7,11 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# What trainers call the architecture, by how it begins: sd-scripts', then modelspec's (also OneTrainer's).
+# What trainers call the architecture, by how it begins: sd-scripts', ai-toolkit's, then modelspec's, which is
+# also OneTrainer's.
 _FAMILIES = (
     ("sd_v1", "SD1"),
     ("sd_v2", "SD2"),
-    ("sdxl_", "SDXL"),
+    ("sdxl", "SDXL"),
+    ("sd_1", "SD1"),
+    ("sd_2", "SD2"),
     ("stable-diffusion-v1", "SD1"),
     ("stable-diffusion-v2", "SD2"),
     ("stable-diffusion-xl-v1-refiner", "the SDXL refiner"),

@@ -100,7 +100,7 @@ def peft_skew(entries: Tensor) -> Tensor:
     """Skew-symmetric blocks (number, size, size) from what is above their diagonals, (number, entries)."""
     size = block_size(entries.shape[1])
     blocks = torch.zeros(len(entries), size, size, device=entries.device)
-    rows, columns = torch.triu_indices(size, size, 1)
+    rows, columns = torch.triu_indices(size, size, 1, device=entries.device)
     blocks[:, rows, columns] = entries.float()
     return blocks - blocks.mT
 
@@ -121,7 +121,7 @@ def peft_boft(weight: Tensor, blocks: Tensor, gain: Tensor) -> Tensor:
     rows = weight.flatten(1).T  # inputs
     for level, turn in enumerate(turns):
         number, size = turn.shape[:2]
-        order = _halves(len(rows), size // 2, level, rows.device) if size > 1 else torch.arange(len(rows))
+        order = _halves(len(rows), size // 2, level, rows.device)
         apart = torch.empty_like(rows)
         apart[order] = rows
         rows = (turn @ apart.view(number, size, -1)).flatten(0, 1)[order]

@@ -20,6 +20,7 @@ WIDTHS = {"SD1": 768, "SD2": 1024, "SDXL": 2048}
 HEADERS: dict[str, list[dict[str, str]]] = {
     "SD1": [
         {"ss_base_model_version": "sd_v1"},
+        {"ss_base_model_version": "sd_1.5"},
         {"ss_v2": "False"},
         {"modelspec.architecture": "stable-diffusion-v1/lora"},
         {"modelspec.architecture": "stable-diffusion-v1-inpainting/lora"},
@@ -31,6 +32,7 @@ HEADERS: dict[str, list[dict[str, str]]] = {
     ],
     "SDXL": [
         {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"},
+        {"ss_base_model_version": "sdxl_1.0"},
         {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"},
         {"modelspec.architecture": "stable-diffusion-xl-v1-base-inpainting/lora"},
     ],
@@ -38,7 +40,8 @@ HEADERS: dict[str, list[dict[str, str]]] = {
     "flux1": [{"ss_base_model_version": "flux1"}],
     "the SDXL refiner": [{"modelspec.architecture": "stable-diffusion-xl-v1-refiner/lora"}],
 }
-OTHERS = [(one, other) for one in HEADERS for other in WIDTHS if one != other]
+KNOWN = [name for name in HEADERS if not name.startswith("flux")]
+OTHERS = [(one, other) for one in KNOWN for other in WIDTHS if one != other]
 
 
 def parts(name: str) -> dict[str, nn.Module]:
@@ -100,6 +103,16 @@ def test_header_of_the_same_architecture_is_taken(model: str, tmp_path: Path) ->
     for header in HEADERS[model]:
         network = with_header(fitting, header, tmp_path)
         assert Fuser(models).fuse([Wanted(network, 1.0, 1.0)]).layers == len(network.layers)
+
+
+def test_name_that_is_not_known_refuses_nothing_but_is_told(tmp_path: Path) -> None:
+    models = parts("SD1")
+    fitting = with_header(spell.network(models, pattern=r".*attn1.to_q"), HEADERS["flux1"][0], tmp_path)
+    assert Fuser(models).fuse([Wanted(fitting, 1.0, 1.0)]).layers
+    strange = {"transformer.single_blocks.0.linear1.lora_A.weight": torch.ones(2, 4)}
+    strange["transformer.single_blocks.0.linear1.lora_B.weight"] = torch.ones(4, 2)
+    told = r"it looks like flux1 \(by its header\)"
+    refused(with_header(strange, HEADERS["flux1"][0], tmp_path), parts("SD1"), told)
 
 
 def test_shapes_count_for_more_than_a_header(tmp_path: Path) -> None:

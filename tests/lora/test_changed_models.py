@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
+from lib_accel.lora import targets
 from lib_accel.lora.formats import LoraError
 from tests.lora import models as make
 from tests.lora import networks as spell
@@ -110,6 +111,27 @@ def test_restore_drops_the_bases_of_the_others_too(parts: Parts) -> None:
     with pytest.raises(LoraError, match="left as they are"):
         parts.fuser.restore()
     assert parts.fuser.base_bytes == 0
+
+
+def test_places_are_looked_for_again_only_when_layers_change(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, right = [], targets._locate
+    monkeypatch.setattr(targets, "_locate", lambda *args: looked.append(None) or right(*args))
+    network = parts.network(pattern=".*to_v")
+    for scale in (1.0, 0.5, 0.0, 1.0):
+        parts.fuse(network, scale=scale)
+        move(parts.unet)
+        load_nothing(parts)
+    assert len(looked) == 2  # and once for the scale 0, with which it changes nothing
+    parts.unet.mid_block = make.sd1_unet().mid_block
+    with pytest.raises(LoraError, match=r"first unet\.mid_block.* replaced"):
+        parts.fuse(network)
+    assert len(looked) == 3
+
+
+def load_nothing(parts: Parts) -> None:
+    parts.unet.load_state_dict({}, strict=False)
 
 
 def test_layer_that_is_gone_stops_the_next_set(parts: Parts) -> None:
