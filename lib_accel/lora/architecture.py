@@ -73,7 +73,7 @@ def _file_width(network: Network, component: str, endings: tuple[str, ...]) -> i
     for key, layer in network.layers.items():
         if key.component == component and key.parameter == "weight" and key.path.endswith(endings):
             inputs = layer.shape[1] if len(layer.shape) > 1 else None
-            if inputs is not None:
+            if isinstance(inputs, int):
                 return inputs
     return None
 

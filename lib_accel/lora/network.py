@@ -10,7 +10,14 @@ from torch import Tensor
 
 from lib_accel.errors import AccelError
 
-Shape = tuple[int | None, ...]
+
+class Multiple(NamedTuple):
+    """Any multiple of a length."""
+
+    of: int
+
+
+Shape = tuple[int | Multiple | None, ...]
 """The shape of a weight, as far as a network's tensors tell; None is any length. Two are the outputs and all
 inputs of a kernel in a row; four are (out, in, height, width), of which a linear layer's last two are 1."""
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from lib_accel.lora.architecture import check_family, other_architecture
 from lib_accel.lora.kinds import KINDS, changed_shape
-from lib_accel.lora.network import Key, Layer, LoraError, Network, Shape
+from lib_accel.lora.network import Key, Layer, LoraError, Multiple, Network, Shape
 from lib_accel.lora.original import original_names
 from lib_accel.lora.spelling import flatten
 
@@ -182,7 +182,13 @@ def _locate(network: Network, live: LiveModels, components: Collection[str]) -> 
 def _shown(shape: Shape, like: Shape) -> str:
     """A shape for a message, a linear layer's as a 1x1 kernel's where it is held against one."""
     sides = (*shape, 1, 1) if len(shape) == 2 and len(like) == 4 else shape
-    return f"({', '.join('any' if side is None else str(side) for side in sides)})"
+    return f"({', '.join(map(_shown_length, sides))})"
+
+
+def _shown_length(side: int | Multiple | None) -> str:
+    if isinstance(side, Multiple):
+        return f"a multiple of {side.of}"
+    return "any" if side is None else str(side)
 
 
 def _check_any_fits(

@@ -352,6 +352,7 @@ MISFITS: dict[str, Tensors] = {
     r"\(any, 32, any, any\)": {"weight": draw(1, 32), "on_input": torch.tensor(True)},
     r"\(28, any, any, any\)": {"oft_blocks": draw(1, 7, 4, 4)},
     r"\(any, 32\)": {"oft_R.weight": draw(1, 8, 6)},
+    r"\(any, a multiple of 5\)": {"oft_R.weight": draw(1, 1, 10)},
     r"\(32, 32\)": changed("BOFT of peft", boft_R=draw(1, 1, 8, 4, 4)),
     r"\(32, 24, 3, 3\)": {"lora_down.weight": draw(1, 2, 24, 3, 3), "lora_up.weight": draw(1, 32, 2, 1, 1)},
     r"\(32\)": {"w_norm": draw(1, 32)},
