@@ -12,6 +12,7 @@ from lib_accel.bench.agreement import kind_figures
 from lib_accel.bench.environment import environment
 from lib_accel.bench.lora import step_operations
 from lib_accel.bench.progress import Progress
+from lib_accel.bench.rounding import rounding_figures
 from lib_accel.bench.sides import BY_LAYER, OURS, PEFT
 from lib_accel.bench.switching import CALLS, REMARKS, Plan, peak_gib, size_figures
 
@@ -32,13 +33,15 @@ def lora_suite(plan: Plan, *, keep: Callable[[Figures], object]) -> Figures:
 
     keep: given them as they are so far whenever a size is done, since a long run may be cut off.
     """
-    figures: Figures = {"kinds": [], "flat": {}, "switch": {}, "bandwidth": {}, "summary": {}}
+    figures: Figures = {"kinds": [], "flat": {}, "rounding": [], "switch": {}, "bandwidth": {}, "summary": {}}
     about = {"suite": "lora", **asdict(plan), "calls": CALLS, "remarks": REMARKS}
-    with Progress(2 + len(plan.sizes) * (2 + len(plan.counts))) as progress:
+    with Progress(3 + len(plan.sizes) * (2 + len(plan.counts))) as progress:
         progress.begin("kinds and spellings")
         figures["kinds"] = kind_figures()
         progress.begin("operations of a step")
         figures["flat"] = flat_figures(plan)
+        progress.begin("rounding once")
+        figures["rounding"] = rounding_figures(plan.counts, plan.picture_steps)
         for name in plan.sizes:
             figures["switch"][name] = size_figures(name, plan, progress.begin)
             figures["bandwidth"][name] = figures["switch"][name].pop("bandwidth")

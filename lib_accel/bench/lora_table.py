@@ -12,6 +12,7 @@ from lib_accel.bench.table import aligned
 Figures = Mapping[str, Any]
 
 _PARTS = ("load", "plan", "copy", "unfuse", "unload", "set", "fuse")
+_ROUNDING = ("attention", "merge", "host_from_float32", "ours_from_float32")
 _PHASES = {
     "first": "first set",
     "switch": "another set",
@@ -25,7 +26,7 @@ _PHASES = {
 
 def lora_table(report: Figures) -> str:
     """All sections, an empty line between them, and the summary as the last line."""
-    sections = [_kinds(report["kinds"]), _flat(report["flat"])]
+    sections = [_kinds(report["kinds"]), _flat(report["flat"]), _rounding(report["rounding"])]
     for name, size in report["switch"].items():
         sections += [_phases(name, size), _parts(name, size), _bandwidth(report["bandwidth"][name])]
     return "\n\n".join([*sections, summary_line(report["summary"])])
@@ -48,6 +49,12 @@ def _flat(flat: Figures) -> str:
     counts = ", ".join(f"{count}: {each['count']}" for count, each in flat["step_ops"].items())
     same = "the same list" if flat["holds"] else "DIFFERENT lists"
     return f"operations of a step by number of LoRAs: {counts}; {same}"
+
+
+def _rounding(rows: list[dict[str, Any]]) -> str:
+    headings = ("dtype", "LoRAs", *(part.replace("_", " ") for part in _ROUNDING))
+    cells = [[row["dtype"], str(row["loras"]), *(f"{row[part]:.1e}" for part in _ROUNDING)] for row in rows]
+    return f"a picture's latents, relative differences\n{aligned(headings, cells)}"
 
 
 def _phases(name: str, size: Figures) -> str:

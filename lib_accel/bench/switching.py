@@ -30,6 +30,7 @@ class Plan:
     counts: tuple[int, ...] = (1, 4, 16)
     rounds: int = 5
     slow_rounds: int = 3  # of peft and of 16 networks or more, which take minutes
+    picture_steps: int = 20  # of the pictures by which roundings are compared
     memory_gib: float = 10.0  # what would need more is left out
 
     def rounds_of(self, side: str, count: int) -> int:
@@ -37,7 +38,7 @@ class Plan:
         return min(self.rounds, self.slow_rounds) if side == PEFT or count >= 16 else self.rounds
 
 
-BRIEF = Plan(sizes=("tiny",), counts=(1, 4), rounds=2, slow_rounds=1)  # shows that all works
+BRIEF = Plan(sizes=("tiny",), counts=(1, 4), rounds=2, slow_rounds=1, picture_steps=2)  # shows that all works
 
 Figures = dict[str, Any]
 Round = Mapping[str, Mapping[str, float]]  # seconds by phase and part

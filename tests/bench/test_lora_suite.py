@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("suite")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agreement, "ROWS", ROWS)
-        plan = Plan(sizes=("tiny",), counts=(1, 2), rounds=1, slow_rounds=1)
+        plan = Plan(sizes=("tiny",), counts=(1, 2), rounds=1, slow_rounds=1, picture_steps=2)
         patch.setattr(switching, "BRIEF", plan)
         assert main(["--suite", "lora", "--quick", "--json", str(folder / "lora.json")]) == 0
     return folder
@@ -39,7 +39,7 @@ def written(folder: Path) -> dict[str, Any]:
 
 
 def test_the_file_has_exactly_the_parts_that_it_should(written: dict[str, Any]) -> None:
-    assert list(written) == ["kinds", "flat", "switch", "bandwidth", "summary", "environment"]
+    assert list(written) == ["kinds", "flat", "rounding", "switch", "bandwidth", "summary", "environment"]
 
 
 def test_the_kinds_are_all_right(written: dict[str, Any]) -> None:
@@ -47,6 +47,16 @@ def test_the_kinds_are_all_right(written: dict[str, Any]) -> None:
         (kind, spelling) for kind, spellings in ROWS for spelling in spellings
     ]
     assert all(is_right(row) for row in written["kinds"])
+
+
+def test_rounding_once_is_measured_against_attention_and_float32(written: dict[str, Any]) -> None:
+    rows = written["rounding"]
+    assert [(row["dtype"], row["loras"]) for row in rows] == [
+        (dtype, count) for count in (1, 2) for dtype in ("float32", "bfloat16", "float16")
+    ]
+    for row in rows:
+        assert 0 < row["merge"] < 3 * row["attention"]
+        assert 0 < row["host_from_float32"] < (1e-5 if row["dtype"] == "float32" else 0.1)
 
 
 def test_a_size_says_what_it_is_and_has_each_number_of_networks(written: dict[str, Any]) -> None:
