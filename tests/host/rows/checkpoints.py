@@ -95,7 +95,7 @@ def rows() -> tuple[Row, ...]:
             use("tiny2.safetensors"),
             picture("tiny2", moves="base"),
             picture("tiny2 with LoRA", moves="tiny2", **LORA),
-            bits("weights of tiny2"),
+            merged("weights of tiny2 with LoRA"),
             use("tiny.safetensors"),
             picture("LoRA again", same="LoRA", **LORA),
             AGAIN,
