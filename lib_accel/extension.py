@@ -92,6 +92,8 @@ class AccelScript(scripts.Script):  # type: ignore[misc]
     def process(self, p: Any, enabled: bool = True, *args: Any) -> None:
         """Takes what this generation asks for, now that the host has applied its override_settings."""
         _host.want(p, bool(enabled))
+        if not _host.options().enabled:
+            _host.give_networks_back()
 
     def postprocess(self, p: Any, *args: Any) -> None:
         """Back to the settings, or to the generation around this one."""
@@ -108,6 +110,7 @@ def _summary() -> str:
 
 def _on_model_loaded(model: Any) -> None:
     _attach()
+    _kept.clear()  # a network holds on to the layers that it was read for
     _engine.bind(*(each for _, each in _host.models()))
     _log.info("Accel: %s", _summary())
 

@@ -310,7 +310,7 @@ def test_the_extension_keeps_and_counts_what_the_host_loads(
     fakes.shared.opts.data["accel_enabled"] = False
     networks.load_network("c", on_disk)
     networks.load_network("c", on_disk)
-    assert networks.reads == ["c", "c"]
+    assert networks.reads == ["c", "c", "c"]
     fakes.script_callbacks.registered["on_script_unloaded"]()
     assert networks.load_network.__self__ is networks
 

@@ -334,6 +334,64 @@ def test_the_extension_takes_over_what_we_left(model: nn.ModuleDict) -> None:
     assert all(torch.equal(t, _model().state_dict()[name]) for name, t in model.state_dict().items())
 
 
+def test_a_bias_that_a_network_made_goes_with_it(model: nn.ModuleDict) -> None:
+    """The convolution has none; a network of another kind makes one, at several strengths."""
+    network = _network("bias", model, 3, convolution=OTHERS["full difference, no bias before"][1:])
+    networks, merger = Networks(network), Merger()
+    for strength in (1.0, 0.5, -1.0):
+        network.unet_multiplier = strength
+        merger.merge([*model.values()], networks, exact=False)
+        torch.testing.assert_close(
+            model["convolution"].bias, strength * network.modules["convolution"].ex_bias
+        )
+    networks.loaded_networks = []
+    merger.merge([*model.values()], networks, exact=False)
+    assert model["convolution"].bias is None
+    assert torch.equal(model["convolution"].weight, _model()["convolution"].weight)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_network_that_breaks_the_extension_leaves_a_pristine_layer(
+    model: nn.ModuleDict, exact: bool
+) -> None:
+    class Broken(fake.NetworkModuleFull):
+        def calc_updown(self, weight: Tensor) -> Any:
+            raise TypeError("no such slice")
+
+    before, networks, merger = _plain("a", model, 1), Networks(), Merger()
+    networks.loaded_networks = [before]
+    merger.merge([*model.values()], networks, exact=exact)
+    full = _network("full", model, 2, linear=OTHERS["full difference"][1:])
+    networks.loaded_networks = [full, _network("broken", model, 3, linear=(Broken, _full))]
+    with pytest.raises(TypeError):
+        merger.merge([*model.values()], networks, exact=exact)
+    networks.loaded_networks = []
+    merger.merge([*model.values()], networks, exact=exact)
+    for layer, pristine in zip(model.values(), _model().values(), strict=True):
+        assert torch.equal(layer.weight, pristine.weight)
+        assert layer.bias is None or torch.equal(layer.bias, pristine.bias)
+
+
+def test_what_is_given_back_the_extension_merges_by_itself(model: nn.ModuleDict) -> None:
+    networks, merger = Networks(*(_plain(f"n{number}", model, number) for number in range(5))), Merger()
+    merger.merge([*model.values()], networks, exact=False)
+    merger.give_back(networks)
+    stock = _model()
+    for layers in (model, stock):
+        for layer in layers.values():
+            networks.network_apply_weights(layer)
+    assert all(torch.equal(model[name].weight, stock[name].weight) for name in NAMES)
+
+
+def test_autocast_changes_nothing(model: nn.ModuleDict) -> None:
+    networks = Networks(*(_network(kind, model, 1, **{KINDS[kind][0]: KINDS[kind][1:]}) for kind in KINDS))
+    wanted = _model()
+    Merger().merge([*wanted.values()], networks, exact=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Merger().merge([*model.values()], networks, exact=False)
+    assert all(torch.equal(model[name].weight, wanted[name].weight) for name in NAMES)
+
+
 def test_a_changed_file_of_the_same_name_is_noticed(model: nn.ModuleDict) -> None:
     networks, merger = Networks(_plain("a", model, 1)), Merger()
     networks.loaded_networks[0].modules["norm"] = fake.NetworkModuleFull(

@@ -145,6 +145,12 @@ class WebuiHost:
         if networks is not None:
             self._merger.merge(layers, networks, exact=self.options().exact_loras)
 
+    def give_networks_back(self) -> None:
+        """Has the Lora extension merge by itself from now, also what we have merged."""
+        networks = sys.modules.get("networks")
+        if networks is not None:
+            self._merger.give_back(networks)
+
     def before_call(self, model: nn.Module) -> None:
         """Nothing: the Lora extension has read everything before it lets a model be called."""
 

@@ -15,10 +15,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lib_accel.device import autocast_off
 from lib_accel.layouts.reading import class_name
 from lib_accel.lora.accumulate import write_sum
 from lib_accel.lora.delta import cp_product, for_inpainting, loha, lokr, needs_inpainting, tucker_down
 from lib_accel.lora.layers import is_finite
+from lib_accel.lora.memory import to_pinned
 from lib_accel.lora.terms import Dense, Factors, Term
 
 MARK = "network_current_names"  # on a layer: what it carries (networks.py)
@@ -55,16 +57,42 @@ class Merger:
         for layer in layers:
             if class_name(type(layer)) in _NEVER_SEEN:
                 continue
-            if exact or isinstance(layer, nn.MultiheadAttention):
+            if isinstance(layer, nn.MultiheadAttention):
+                self._merge_attention(layer, networks, wanted)
+            elif exact:
                 self._merge_exactly(layer, networks, wanted)
             else:
                 self._merge(layer, networks, wanted)
 
+    def give_back(self, networks: Any) -> None:
+        """Takes our merges out again, so that the extension makes its own when a layer is next called."""
+        for layer, carried in list(self._carried.items()):
+            if carried.target and carried.mark == getattr(layer, MARK, ()):
+                _restore(layer, networks)
+        self._carried.clear()
+
     def _merge_exactly(self, layer: Any, networks: Any, wanted: tuple[Hashable, ...]) -> None:
         carried = self._carried.pop(layer, None)
         if carried is not None and carried.target and carried.mark == wanted == getattr(layer, MARK, ()):
-            setattr(layer, MARK, ())  # or the extension would take what we wrote for what it would write
-        networks.network_apply_weights(layer)
+            _restore(layer, networks)  # or the extension would take what we wrote for what it would write
+        self._merge_by_extension(layer, networks)
+
+    def _merge_attention(self, layer: Any, networks: Any, wanted: tuple[Hashable, ...]) -> None:
+        """By the extension, which knows how its four weights are spelled."""
+        target = wanted_networks(networks)
+        carried = self._carried.get(layer)
+        if carried is not None and carried.target != target and carried.mark == wanted:
+            _restore(layer, networks)  # or it would take equal names for equal files
+        self._merge_by_extension(layer, networks)
+        self._carried[layer] = _Carried(getattr(layer, MARK, ()), target)
+
+    def _merge_by_extension(self, layer: Any, networks: Any) -> None:
+        try:
+            networks.network_apply_weights(layer)
+        except BaseException:  # it leaves what it had done so far
+            self._carried.pop(layer, None)
+            _restore(layer, networks)
+            raise
 
     def _merge(self, layer: Any, networks: Any, wanted: tuple[Hashable, ...]) -> None:
         name = getattr(layer, "network_layer_name", None)
@@ -91,33 +119,29 @@ class Merger:
         return None if mark else ()
 
     def _write(self, layer: Any, networks: Any, found: Sequence[Any]) -> None:
-        if not found:
-            with torch.no_grad():
-                networks.network_restore_weights_from_backup(layer)
-            return
-        terms = self._terms(layer, networks, found)
+        terms = self._terms(layer, networks, found) if found else None
         backup = getattr(layer, "network_weights_backup", None)
         is_marked = bool(getattr(layer, MARK, ()))
-        if terms is None or (backup is None and is_marked):  # it says what is wrong then
-            if backup is not None:
-                setattr(layer, MARK, ())  # or it would take equal names for equal networks
-            networks.network_apply_weights(layer)
+        if not found:
+            _restore(layer, networks)
+        elif terms is None or (backup is None and is_marked):  # it says what is wrong then
+            _restore(layer, networks)  # or it would take equal names for equal networks
+            self._merge_by_extension(layer, networks)
         else:
             self._write_terms(layer, networks, terms)
 
     def _write_terms(self, layer: Any, networks: Any, terms: Sequence[Term]) -> None:
-        with torch.no_grad():
-            if getattr(layer, "network_weights_backup", None) is None:
-                layer.network_weights_backup = _copied(layer.weight)
-                layer.network_bias_backup = None if layer.bias is None else _copied(layer.bias)
-            else:  # a network of another kind may have changed the bias
+        if getattr(layer, "network_weights_backup", None) is None:
+            backups = (_copied(layer.weight), None if layer.bias is None else _copied(layer.bias))
+            layer.network_weights_backup, layer.network_bias_backup = backups
+        else:  # a network of another kind may have changed the bias
+            with torch.no_grad():
                 networks.restore_weights_backup(layer, "bias", layer.network_bias_backup)
         try:
             write_sum(layer.weight, layer.network_weights_backup, terms)
         except BaseException:  # no memory, say: what is there is neither the old nor the new
             self._carried.pop(layer, None)
-            setattr(layer, MARK, ())
-            write_sum(layer.weight, layer.network_weights_backup, [])
+            _restore(layer, networks)
             raise
 
     def _terms(self, layer: Any, networks: Any, found: Sequence[Any]) -> list[Term] | None:
@@ -134,7 +158,8 @@ class Merger:
                 _count_error(networks, module.network.name)
                 continue
             try:
-                terms.append(kind.term(module, layer.weight))
+                with autocast_off(layer.weight.device.type):
+                    terms.append(kind.term(module, layer.weight))
             except (RuntimeError, TypeError, IndexError):  # shapes that do not fit: its to tell the user
                 return None
         return terms
@@ -171,11 +196,18 @@ def _strength_and_file(module: Any) -> Hashable:
     return network.name, getattr(network, "mtime", None), module.multiplier(), network.dyn_dim
 
 
+def _restore(layer: Any, networks: Any) -> None:
+    """Makes a layer pristine, with the mark that says so; one without backups stays as it is."""
+    backups = [getattr(layer, f"network_{name}_backup", None) for name in ("weights", "bias")]
+    if any(backup is not None for backup in backups):
+        with torch.no_grad():
+            networks.network_restore_weights_from_backup(layer)
+        setattr(layer, MARK, ())
+
+
 def _copied(weight: Tensor) -> Tensor:
     """A backup as the extension makes it; pinned for a GPU, so that it comes back at full speed."""
-    if weight.device.type != "cuda":
-        return weight.detach().to("cpu", copy=True)
-    return torch.empty_like(weight, device="cpu", pin_memory=True).copy_(weight)
+    return to_pinned(weight.detach()) if weight.is_cuda else weight.detach().to("cpu", copy=True)
 
 
 def _count_error(networks: Any, name: str) -> None:

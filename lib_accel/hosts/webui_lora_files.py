@@ -35,6 +35,10 @@ class KeptNetworks:
     They are the extension's own objects, which it also uses again itself, for as long as a prompt names them
     or lora_in_memory_limit allows (networks.py). Kept by name, path, size and time of the file, for one
     checkpoint; the least recently used go first when files take more than `limit_mib` together.
+
+    To read one draws from torch's random numbers, and to get a kept one does not. The webui seeds them anew
+    for the picture that follows (rng.py), unless the setting randn_source is NV: then the noise that img2img
+    adds to the next image may be another than without us.
     """
 
     def __init__(
@@ -64,19 +68,22 @@ class KeptNetworks:
         return load_network
 
     def _load(self, original: Callable[..., Any], name: str, network_on_disk: Any) -> Any:
-        self._look_at_checkpoint()
+        self._look_at(self._checkpoint())
+        limit = self._limit_mib() * _MIB
+        if not limit:
+            self.clear()
+            return original(name, network_on_disk)
         file = _file(name, network_on_disk.filename)
         network = self._kept.pop(file, None)
         if network is None or network.name != name:  # who alters a network for one picture renames it
             network = original(name, network_on_disk)
         self._kept[file] = network
-        while sum(each.size for each in self._kept) > self._limit_mib() * _MIB:
+        while sum(each.size for each in self._kept) > limit:
             self._kept.popitem(last=False)
         return network
 
-    def _look_at_checkpoint(self) -> None:
+    def _look_at(self, checkpoint: Any) -> None:
         """A network knows the layers of the checkpoint that it was read for."""
-        checkpoint = self._checkpoint()
         if self._kept_for is None or self._kept_for() is not checkpoint:
             self.clear()
             self._kept_for = weakref.ref(checkpoint)

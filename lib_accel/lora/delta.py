@@ -40,7 +40,7 @@ def tucker_down(mid: Tensor, down: Tensor) -> Tensor:
     """
     rank, inner, (height, width) = mid.shape[0], down.shape[1], mid.shape[2:]
     taps = mid.float().flatten(2).transpose(1, 2)  # (rank, height * width, rank)
-    result = torch.zeros(rank, height * width, inner, device=mid.device)
+    result = torch.zeros(rank, height * width, inner, dtype=torch.float32, device=mid.device)
     result.baddbmm_(taps, down.float().flatten(1).expand(rank, -1, -1))  # in place: autocast leaves it alone
     return result.transpose(1, 2).reshape(rank, inner, height, width)
 

@@ -27,14 +27,14 @@ def copier(
     """What copies weights of a device, of `needed` bytes together, to where their copies are to stay."""
     if device.type != "cuda":
         return _to_cpu
-    return torch.clone if leaves_enough(needed, *memory(device)) else _to_pinned
+    return torch.clone if leaves_enough(needed, *memory(device)) else to_pinned
 
 
 def _to_cpu(weight: Tensor) -> Tensor:
     return weight.to("cpu", copy=True)
 
 
-def _to_pinned(weight: Tensor) -> Tensor:
+def to_pinned(weight: Tensor) -> Tensor:
     """In memory that a GPU reads at full speed; in any other if the system has no more of it to give."""
     try:
         return torch.empty_like(weight, device="cpu", pin_memory=True).copy_(weight)

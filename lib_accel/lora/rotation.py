@@ -25,7 +25,7 @@ def skew(blocks: Tensor, limit: float = 0.0) -> Tensor:
 
 def cayley(entries: Tensor) -> Tensor:
     """The rotation `(1 + q) @ inverse(1 - q)` of skew-symmetric entries (..., size, size)."""
-    one = torch.eye(entries.shape[-1], device=entries.device)
+    one = torch.eye(entries.shape[-1], dtype=torch.float32, device=entries.device)
     turns: Tensor = torch.linalg.solve(one - entries, one + entries)  # both commute
     return turns
 
@@ -35,7 +35,7 @@ def cayley_series(entries: Tensor, terms: int) -> Tensor:
 
     peft has no shorter one than up to `q^3` where there are more than two terms (oft/layer.py).
     """
-    total = torch.eye(entries.shape[-1], device=entries.device) + 2 * entries
+    total = torch.eye(entries.shape[-1], dtype=torch.float32, device=entries.device) + 2 * entries
     if terms <= 2:
         return total
     power = entries @ entries
@@ -99,7 +99,7 @@ def peft_oft(weight: Tensor, turns: Tensor) -> Tensor:
 def peft_skew(entries: Tensor) -> Tensor:
     """Skew-symmetric blocks (number, size, size) from what is above their diagonals, (number, entries)."""
     size = block_size(entries.shape[1])
-    blocks = torch.zeros(len(entries), size, size, device=entries.device)
+    blocks = torch.zeros(len(entries), size, size, dtype=torch.float32, device=entries.device)
     rows, columns = torch.triu_indices(size, size, 1, device=entries.device)
     blocks[:, rows, columns] = entries.float()
     return blocks - blocks.mT

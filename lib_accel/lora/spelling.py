@@ -41,6 +41,7 @@ _RENAMED = {"lora_magnitude_vector": "magnitude"}
 
 _KOHYA_PREFIXES = {
     "lora_unet_": "unet",
+    "oft_unet_": "unet",
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",

@@ -158,9 +158,12 @@ class Networks:
             getattr(owner, name).copy_(backup)
 
     def network_restore_weights_from_backup(self, layer: Any) -> None:
-        if getattr(layer, "network_weights_backup", None) is not None:
-            self.restore_weights_backup(layer, "weight", layer.network_weights_backup)
-            self.restore_weights_backup(layer, "bias", layer.network_bias_backup)
+        backups = [getattr(layer, f"network_{name}_backup", None) for name in ("weights", "bias")]
+        if backups == [None, None]:
+            return
+        if backups[0] is not None:
+            self.restore_weights_backup(layer, "weight", backups[0])
+        self.restore_weights_backup(layer, "bias", backups[1])
 
     @torch.no_grad()
     def network_apply_weights(self, layer: Any) -> None:
@@ -173,9 +176,10 @@ class Networks:
             if current:
                 raise RuntimeError("no backup weights found and current weights are not unchanged")
             layer.network_weights_backup = layer.weight.detach().to("cpu", copy=True)
-            layer.network_bias_backup = (
-                None if layer.bias is None else layer.bias.detach().to("cpu", copy=True)
-            )
+        if wanted and getattr(layer, "network_bias_backup", None) is None and layer.bias is not None:
+            if current:
+                raise RuntimeError("no backup bias found and current bias are not unchanged")
+            layer.network_bias_backup = layer.bias.detach().to("cpu", copy=True)
         if current == wanted:
             return
         self.writes += 1
@@ -189,7 +193,7 @@ class Networks:
         try:
             updown, bias = module.calc_updown(layer.weight)
             layer.weight.copy_((layer.weight.to(updown.dtype) + updown).to(layer.weight.dtype))
-        except RuntimeError:
+        except RuntimeError:  # no other error: that comes out of the layer
             errors = self.extra_network_lora.errors
             errors[module.network.name] = errors.get(module.network.name, 0) + 1
             return
