@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lib_accel.engine import Engine
 from lib_accel.errors import OptionError, PipelineError
-from lib_accel.layouts.reading import class_name
+from lib_accel.layouts.reading import class_name, is_compiled
 from lib_accel.lora.arrival import TEXT, UNET, Arrival
 from lib_accel.lora.formats import LoraError
 from lib_accel.lora.fusion import Fused, Fuser, Wanted
@@ -41,6 +41,10 @@ _NEVER = (0,)  # the models at the time when a module was last looked for; no id
 # The components that a LoRA may change.
 _FUSED_FOR_TEXT = ("text_encoder", "text_encoder_2")
 _FUSED = ("unet", *_FUSED_FOR_TEXT)
+
+# The class of a module at whose call each of them is met.
+_ENCODER = "transformers.models.clip.modeling_clip.CLIPEncoder"
+_MET_AT = {"unet": _UNET} | dict.fromkeys(_FUSED_FOR_TEXT, _ENCODER)
 
 # File or state dict, text encoders' scale, UNet's and, if there is a fourth, how many ranks: None for all.
 Lora = (
@@ -139,9 +143,10 @@ class Handle:
     def start_loras(self, loras: Sequence[Lora], *, late_calls: int = 0) -> Arrival:
         """As `set_loras`, but returns at once: LoRAs are read and fused on a thread of its own.
 
-        Models wait for them when they are called. The text encoders' weights are written before the UNet's,
-        so that these are written while the prompt is encoded. What is wrong with a LoRA is raised by the call
-        of a model, and by `wait()` of what this returns.
+        Models wait for them when they are called. Compiled models, and those of other classes than CLIP and
+        UNet2DConditionModel, are not met at their calls: with them, this waits itself. The text encoders'
+        weights are written before the UNet's, so that these are written while the prompt is encoded. What is
+        wrong with a LoRA is raised by the call of a model, and by `wait()` of what this returns.
 
         late_calls: how many calls of the UNet, one a step, may go on without the new set as long as it is not
         read yet. This changes the picture. It is of use only where text encoders carry no LoRA, before and
@@ -160,8 +165,13 @@ class Handle:
             return lambda part: self._fuse_part(wanted, part)
 
         changes_text = carries_text or any(te_scale for _, te_scale, *_ in loras)
-        self._host.arrival = Arrival(prepare, late_calls, changes_text=changes_text)
-        return self._host.arrival
+        arrival = Arrival(prepare, late_calls, changes_text=changes_text)
+        if self._host.are_calls_seen():
+            self._host.arrival = arrival
+        else:  # nobody would wait for it
+            with contextlib.suppress(Exception):  # what is wrong is said by `wait`
+                arrival.wait()
+        return arrival
 
     def _fuse_part(self, wanted: Sequence[Wanted], part: str) -> None:
         self._fuse(wanted, _FUSED if part == UNET else _FUSED_FOR_TEXT)
@@ -364,6 +374,19 @@ class DiffusersHost:
 
     def apply_networks(self, layers: Sequence[nn.Module]) -> None:
         """Nothing is left to do."""
+
+    def are_calls_seen(self) -> bool:
+        """Whether `before_call` is called for all models that a LoRA may change."""
+        for name, model in self.components(_FUSED).items():
+            modules = list(model.modules())
+            homes = {class_name(type(module)) for module in modules}
+            if _MET_AT[name] not in homes or any(map(is_compiled, modules)) or name in self._compiled():
+                return False
+        return True
+
+    def _compiled(self) -> list[str]:
+        """Components that torch.compile returned another module for."""
+        return [name for name, model in self.models() if _unwrapped(model) is not model]
 
     def before_call(self, model: nn.Module) -> None:
         """Has the networks that are on their way written where this model must carry them."""

@@ -50,6 +50,11 @@ class HeldWeight:
             and _version(weight) == self._version
         )
 
+    def is_pristine(self) -> bool:
+        """Whether the weight has the bits that were kept: others may write past the count of writes."""
+        weight = self._weight()
+        return weight is not None and torch.equal(weight.detach().to(self._base.device), self._base)
+
     def has(self, pairs: Sequence[Pair]) -> bool:
         """Whether just these are fused, in this order."""
         return self.pairs == pairs or _target(self.pairs) == _target(pairs)

@@ -119,6 +119,7 @@ class Fuser:
     def _apply(self, targets: Targets, live: LiveModels) -> int:
         """Has each weight carry its target and no other weight anything; how many were written."""
         foreign = self._forget_changed(live, tolerant=not targets)
+        self._forget_bases(targets)
         self._hold({place: live.weight(place) for place in targets})
         wanted = [(held, targets.get(place, ())) for place, held in self._held.items()]
         changes = [(held, pairs) for held, pairs in wanted if not held.has(pairs)]
@@ -137,6 +138,16 @@ class Fuser:
         for place in changed:
             del self._held[place]
         return foreign
+
+    def _forget_bases(self, places: Collection[Place]) -> None:
+        """Lets go of bases that are none any more: while nothing is fused, a weight is its owner's.
+
+        Looked at bit by bit before networks are fused anew, since `weight.data` is written to uncounted.
+        """
+        for place in places:
+            held = self._held.get(place)
+            if held is not None and not held.pairs and not held.is_pristine():
+                del self._held[place]
 
     def _hold(self, weights: Mapping[Place, nn.Parameter]) -> None:
         """Copies the pristine bits of those weights that are not held."""

@@ -117,6 +117,19 @@ def test_a_prompt_waits_for_what_its_encoder_carried_before(pipe: Any, accelerat
     assert torch.equal(_picture(pipe), wanted)
 
 
+def test_a_compiled_unet_is_not_met_so_that_its_loras_are_waited_for(
+    pipe: Any, accelerate: Accelerate
+) -> None:
+    lora, handle = lora_for(pipe), accelerate(pipe)
+    pipe.unet.compile(backend="eager")
+    handle.start_loras([(lora, 0.8, 0.8)], late_calls=3)
+    carried = bits(pipe)
+    handle.set_loras([])
+    assert not same(bits(pipe), carried)
+    handle.set_loras([(lora, 0.8, 0.8)])
+    assert same(bits(pipe), carried)
+
+
 def test_what_is_wrong_is_raised_by_the_call_and_a_new_set_ends_it(
     pipe: Any, accelerate: Accelerate, tmp_path: Path
 ) -> None:

@@ -75,6 +75,17 @@ def test_unfused_weights_that_others_changed_are_the_new_base(
     assert parts.have(changed)
 
 
+def test_unfused_weights_written_past_the_count_are_the_new_base(parts: Parts) -> None:
+    """As peft's merge and averages of weights write them: nobody is told, and nothing is fused meanwhile."""
+    parts.fuse(parts.network(1))
+    parts.fuse()
+    parts.weight.data += 1
+    changed = parts.bits()
+    parts.fuse(parts.network(2))
+    parts.fuse()
+    assert parts.have(changed)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_fused_weights_that_others_changed_stop_the_next_set(
     parts: Parts, change: Callable[[Parts], None]

@@ -7,7 +7,7 @@ import torch
 
 from lib_accel.lora.formats import read_network
 from lib_accel.lora.fusion import Fuser, Wanted
-from lib_accel.lora.memory import _to_pinned
+from lib_accel.lora.memory import to_pinned
 from tests.lora import models as make
 from tests.lora.small import Small, distance, fused
 from tests.lora.test_kinds import WHOLE, of
@@ -41,7 +41,7 @@ def test_models_that_leave_the_gpu_take_their_bits_along() -> None:
 
 def test_pinned_copies_keep_bits_and_layout() -> None:
     weight = torch.randn(8, 4, 3, 3, device="cuda").to(memory_format=torch.channels_last)
-    copy = _to_pinned(weight)
+    copy = to_pinned(weight)
     assert copy.is_pinned()
     assert copy.stride() == weight.stride()
     assert torch.equal(copy, weight.cpu())

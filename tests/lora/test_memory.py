@@ -31,7 +31,7 @@ def test_copies_stay_on_a_gpu_that_keeps_room(needed: float, free: float, total:
     assert leaves_enough(int(needed * GIB), int(free * GIB), int(total * GIB)) is enough
 
 
-@pytest.mark.parametrize(("free", "copy"), [(40 * GIB, torch.clone), (3 * GIB, memory._to_pinned)])
+@pytest.mark.parametrize(("free", "copy"), [(40 * GIB, torch.clone), (3 * GIB, memory.to_pinned)])
 def test_free_memory_decides_where_copies_go(free: int, copy: object) -> None:
     asked = []
 
@@ -55,7 +55,7 @@ def test_memory_that_cannot_be_pinned_is_any(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(torch, "empty_like", refuse)
-    assert torch.equal(memory._to_pinned(torch.ones(2)), torch.ones(2))
+    assert torch.equal(memory.to_pinned(torch.ones(2)), torch.ones(2))
 
 
 # A device of torch's that computes nothing stands for a GPU.
