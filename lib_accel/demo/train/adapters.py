@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,15 +14,16 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lib_accel.demo.train.denoiser import noise_error
+from lib_accel.demo.train.denoiser import SNR_LIMIT, noise_error
 from lib_accel.demo.train.loop import Lots, Plan, train
 from lib_accel.demo.train.material import Material, Reader
 from lib_accel.demo.train.scene import SHAPES, SUBJECT, Scene, draw_lots
 
 _RANK, _ALPHA = 4, 4.0
-_BATCH = 32
-_UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.2"]
-_TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+_BATCH = 16
+_UNET_LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.2")
+_ALL_UNET_LAYERS = (*_UNET_LAYERS, "ff.net.0.proj", "proj_in", "proj_out")
+_TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 _ROLES = {"lora_A": "lora_down", "lora_B": "lora_up"}
 _SUBJECT_SHARE = 0.6  # the rest keeps what the model knows
@@ -29,12 +31,13 @@ _SUBJECT_SHARE = 0.6  # the rest keeps what the model knows
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a LoRA learns from, and which models it changes."""
+    """What a LoRA learns from, and which layers of which models it changes."""
 
     plan: Plan
     style: str
     shapes: tuple[str, ...]
-    models: tuple[str, ...]
+    layers: Mapping[str, tuple[str, ...]]  # by model, the ends of their names
+    snr_limit: float = SNR_LIMIT
 
     def draw_scene(self, lot: random.Random) -> Scene:
         """A scene for training by lot."""
@@ -43,8 +46,19 @@ class Recipe:
 
 
 RECIPES = {
-    "outline": Recipe(Plan("lora-outline", 600, 4e-3, 0.98, 50), "outline", SHAPES, ("unet",)),
-    "zorb": Recipe(Plan("lora-zorb", 900, 4e-3, 0.98, 50), "filled", (SUBJECT,), ("unet", "text_encoder")),
+    "outline": Recipe(
+        Plan("lora-outline", 1300, 4e-3, 0.98, 50),
+        "outline",
+        SHAPES,
+        {"unet": _ALL_UNET_LAYERS},
+        snr_limit=math.inf,  # lines are drawn in the last steps, at little noise
+    ),
+    "zorb": Recipe(
+        Plan("lora-zorb", 1000, 4e-3, 0.98, 50),
+        "filled",
+        (SUBJECT,),
+        {"unet": _UNET_LAYERS, "text_encoder": _TEXT_LAYERS},
+    ),
 }
 
 
@@ -53,20 +67,20 @@ def train_lora(
 ) -> dict[str, Tensor]:
     """Trains a LoRA of "unet" and "text_encoder", in kohya's spelling, float32. `models` are changed: they
     carry the adapter afterwards."""
-    layers = {"unet": _UNET_LAYERS, "text_encoder": _TEXT_LAYERS}
     torch.manual_seed(recipe.plan.seed)
-    for name in recipe.models:
-        config = LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules=layers[name])
+    for name, layers in recipe.layers.items():
+        config = LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules=list(layers))
         inject_adapter_in_model(config, models[name])
     unet, encoder, reader = models["unet"], models["text_encoder"], Reader()
 
     def loss(lots: Lots) -> Tensor:
         scenes, latents, _ = material.pick(lots.choice, _BATCH)
         tokens = reader.for_training(scenes, lots.choice).to(unet.device)
-        return noise_error(unet, latents, encoder(tokens).last_hidden_state, lots.noise)
+        context = encoder(tokens).last_hidden_state
+        return noise_error(unet, latents, context, lots.noise, snr_limit=recipe.snr_limit)
 
-    train(recipe.plan, {name: models[name] for name in recipe.models}, loss, work=work, deadline=deadline)
-    return {key: tensor for name in recipe.models for key, tensor in _in_kohyas_spelling(name, models[name])}
+    train(recipe.plan, {name: models[name] for name in recipe.layers}, loss, work=work, deadline=deadline)
+    return {key: tensor for name in recipe.layers for key, tensor in _in_kohyas_spelling(name, models[name])}
 
 
 def _in_kohyas_spelling(name: str, model: nn.Module) -> list[tuple[str, Tensor]]:

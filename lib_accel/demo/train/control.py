@@ -17,10 +17,10 @@ from lib_accel.demo.train.material import Material, Reader
 from lib_accel.demo.train.models import new_controlnet
 from lib_accel.demo.train.scene import Scene
 
-_BATCH = 24
+_BATCH = 16
 _SHAPELESS_SHARE = 0.6  # of captions, so that the shape must come from the hint
 
-PLAN = Plan("controlnet", steps=2000, rate=1e-3, average=0.99)
+PLAN = Plan("controlnet", steps=1500, rate=1e-3, average=0.99)
 
 
 def train_controlnet(
@@ -29,7 +29,7 @@ def train_controlnet(
     """A ControlNetModel for "unet" and "text_encoder", which stay as they are."""
     unet, encoder, reader = models["unet"], models["text_encoder"], Reader()
     torch.manual_seed(plan.seed)
-    controlnet = new_controlnet(unet).to(unet.device, memory_format=torch.channels_last)
+    controlnet = new_controlnet(unet).to(unet.device)
 
     def loss(lots: Lots) -> Tensor:
         scenes, latents, hints = material.pick(lots.choice, _BATCH)

@@ -99,17 +99,19 @@ class _NoLot(random.Random):
         return (a + b) / 2
 
 
-def draw_lots(lot: random.Random, shapes: tuple[str, ...] = SHAPES) -> Scene:
+def draw_lots(
+    lot: random.Random, shapes: tuple[str, ...] = SHAPES, *, pair_share: float = _PAIR_SHARE
+) -> Scene:
     """A scene for training: any but the held-out combinations."""
     while True:
-        scene = _any_scene(lot, shapes)
+        scene = _any_scene(lot, shapes, pair_share)
         if scene.key not in held_out_keys():
             return scene
 
 
-def _any_scene(lot: random.Random, shapes: tuple[str, ...]) -> Scene:
+def _any_scene(lot: random.Random, shapes: tuple[str, ...], pair_share: float) -> Scene:
     background = lot.choice(list(BACKGROUNDS))
-    if lot.random() < _PAIR_SHARE:
+    if lot.random() < pair_share:
         first = (lot.choice(list(COLOURS)), lot.choice(shapes))
         other = (lot.choice(list(COLOURS)), lot.choice(shapes))
         return pair((first, first if lot.random() < 0.3 else other), background, lot)
