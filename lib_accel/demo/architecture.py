@@ -140,12 +140,13 @@ def _count(shapes: Shapes, parent: str) -> int:
 
 def vae_config(shapes: Shapes) -> Config:
     """Config of an AutoencoderKL, from a VAE's shapes without prefix. Raises KeyError."""
-    levels = range(_count(shapes, "encoder.down"))
+    levels = range(_count(shapes, "decoder.up"))
     return {
-        "block_out_channels": [shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in levels],
+        # The decoder has a block at each level; the encoder may only sample down.
+        "block_out_channels": [shapes[f"decoder.up.{level}.block.0.conv1.weight"][0] for level in levels],
         "down_block_types": ["DownEncoderBlock2D" for _ in levels],
         "up_block_types": ["UpDecoderBlock2D" for _ in levels],
-        "layers_per_block": _count(shapes, "encoder.down.0.block"),
+        "layers_per_block": _count(shapes, "decoder.up.0.block") - 1,
         "latent_channels": shapes["decoder.conv_in.weight"][1],
     }
 

@@ -36,12 +36,12 @@ class Outcome:
     first_ms: Mapping[str, float]  # by side: up to the end of a picture's first step
     switch_ms: Mapping[str, float]  # by side: from no LoRA to those of the case
     blocks: Mapping[str, Any]
-    pictures: Mapping[str, Picture]  # by side
+    pictures: Mapping[str, Sequence[Picture]]  # by side, one for each prompt
 
     @property
     def difference(self) -> tuple[int, float]:
-        """Largest and mean difference of the pictures' channels, in steps of 255."""
-        return picture_difference(self.pictures[ACCELERATED], self.pictures[STOCK])
+        """Largest and mean difference of all pictures' channels, in steps of 255."""
+        return picture_difference(np.stack(self.pictures[ACCELERATED]), np.stack(self.pictures[STOCK]))
 
     def as_dict(self) -> dict[str, Any]:
         """All but the pictures, as plain values."""
@@ -70,25 +70,30 @@ def _name(loras: int) -> str:
     return "no LoRA" if not loras else "1 LoRA" if loras == 1 else f"{loras} LoRAs"
 
 
-def outcome_of(stage: Stage, case: Case, steps: int) -> Outcome:
-    """Makes the case's picture on both sides, in turn, PAIRS times each."""
+def outcome_of(stage: Stage, case: Case, steps: int, prompts: Sequence[str]) -> Outcome:
+    """Makes the case's picture of the first prompt on both sides, in turn, PAIRS times each; then of the
+    others, untimed."""
     stage.wear(case.loras)
-    pictures: dict[str, Picture] = {}
+    pictures: dict[tuple[str, str], Picture] = {}  # by side and prompt
 
-    def run(side: str) -> Run:
-        timed, images = stage.run(side, steps)
-        pictures[side] = np.asarray(images[0].convert("RGB"))
+    def run(side: str, prompt: str) -> Run:
+        timed, images = stage.run(side, steps, prompt=prompt)
+        pictures[side, prompt] = np.asarray(images[0].convert("RGB"))
         return timed
 
-    sides = {side: functools.partial(run, side) for side in (STOCK, ACCELERATED)}
-    runs = in_turn(sides, PAIRS, warm=lambda side: stage.run(side, 2))
+    sides = {side: functools.partial(run, side, prompts[0]) for side in (STOCK, ACCELERATED)}
+    runs = in_turn(sides, PAIRS, warm=lambda side: stage.run(side, 2, prompt=prompts[0]))
+    switch_ms = dict(stage.switch_ms)
+    for side in sides:
+        for prompt in prompts[1:]:
+            run(side, prompt)
     return Outcome(
         case=case,
         figures=figures_of(runs),
         first_ms={side: runs[side][-1].first_ms for side in runs},
-        switch_ms=dict(stage.switch_ms),
+        switch_ms=switch_ms,
         blocks=stage.blocks,
-        pictures=pictures,
+        pictures={side: [pictures[side, prompt] for prompt in prompts] for side in sides},
     )
 
 

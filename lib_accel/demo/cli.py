@@ -38,7 +38,9 @@ def write(shown: Show, request: Request) -> None:
 
     what, where = _what(shown.settings), _where(shown.environment)
     title = f"Time of a step by number of LoRAs ({shown.settings['lora_growth']})"
-    grid(shown.outcomes, remarks=[f"{shown.settings['prompt']} ({what})", where]).save(request.grid)
+    grid(shown.outcomes, prompts=shown.settings["prompts"], hint=shown.hint, remarks=[what, where]).save(
+        request.grid
+    )
     plot(shown.points, title=title, remarks=[what, where]).save(request.plot)
     request.json.write_text(json.dumps(shown.as_dict(), indent=1) + "\n", "utf-8")
     print(table(shown.outcomes))
@@ -49,7 +51,9 @@ def write(shown: Show, request: Request) -> None:
 
 def _what(settings: dict[str, Any]) -> str:
     size = f"{settings['width']}x{settings['height']}"
-    return f"{settings['model']}, {size}, {settings['steps']} steps, {settings['dtype']}"
+    loras = ", ".join(lora["name"] for lora in settings["loras"])
+    worn = f"LoRAs {loras}, " if loras else ""
+    return f"{settings['model']}, {worn}{size}, {settings['steps']} steps, {settings['dtype']}"
 
 
 def _where(about: dict[str, Any]) -> str:

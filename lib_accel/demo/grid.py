@@ -1,4 +1,4 @@
-"""The demo's pictures side by side: a row a case; stock, ours, and their difference."""
+"""The demo's pictures side by side: a row a case; for each prompt stock, ours, and their difference."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lib_accel.bench.comparison import picture_difference
 from lib_accel.bench.timing import ACCELERATED, STOCK
 from lib_accel.demo.cases import Outcome, Picture
 
 AMPLIFIED = 20  # times that differences are drawn larger than they are
 
 # Pixels. The whole is as wide as a page of a repository shows it.
-_CELL, _GAP, _LABEL, _MARGIN, _TOP = 222, 10, 172, 16, 112
+_WIDTH, _GAP, _PROMPT_GAP, _LABEL, _MARGIN, _TOP = 890, 8, 22, 172, 16, 132
 _LABEL_HEIGHT = 112
-_WIDTH = 2 * _MARGIN + _LABEL + 3 * _CELL + 2 * _GAP
+_HINT = 50
 
 _INK, _GREY, _PAPER, _ACCENT = "#1f2328", "#59636e", "#ffffff", "#0a5bc4"
 _HEADLINE = "Stock and accelerated: same seed, same prompt"
+_HEADS = ("stock", "accelerated", f"difference x{AMPLIFIED}")
 _Pen = ImageDraw.ImageDraw
 
 
@@ -40,61 +42,97 @@ class _Text:
 _TITLE, _LARGE, _NORMAL, SMALL = _Text(19), _Text(24), _Text(14), _Text(12)
 
 
-def grid(outcomes: Sequence[Outcome], *, remarks: Sequence[str]) -> Image.Image:
-    """The picture of all pictures, RGB. remarks: two lines below the title."""
-    height_px = _cell_height(outcomes[0].pictures[STOCK])
+@dataclass(frozen=True)
+class _Columns:
+    """Where the pictures stand: three for each prompt."""
+
+    prompts: int
+
+    @property
+    def cell_px(self) -> int:
+        """Width of a picture."""
+        gaps = (self.prompts - 1) * _PROMPT_GAP + 2 * self.prompts * _GAP
+        return (_WIDTH - 2 * _MARGIN - _LABEL - gaps) // (3 * self.prompts)
+
+    @property
+    def prompt_px(self) -> int:
+        """Width of a prompt's three pictures."""
+        return 3 * self.cell_px + 2 * _GAP
+
+    def left(self, prompt: int, column: int) -> int:
+        """Left edge of a picture."""
+        start = _MARGIN + _LABEL + prompt * (self.prompt_px + _PROMPT_GAP)
+        return start + column * (self.cell_px + _GAP)
+
+
+def grid(
+    outcomes: Sequence[Outcome],
+    *,
+    prompts: Sequence[str],
+    remarks: Sequence[str],
+    hint: Image.Image | None = None,
+) -> Image.Image:
+    """The picture of all pictures, RGB. remarks: two lines below the title; hint: the ControlNet's."""
+    columns = _Columns(len(prompts))
+    height_px = _cell_height(outcomes[0].pictures[STOCK][0], columns.cell_px)
     row_px = max(height_px, _LABEL_HEIGHT) + _GAP
     sheet = Image.new("RGB", (_WIDTH, _TOP + len(outcomes) * row_px + _MARGIN - _GAP), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    _head(pen, remarks)
+    _head(pen, columns, prompts, remarks)
     for number, outcome in enumerate(outcomes):
         top = _TOP + number * row_px
         _label(pen, outcome, top)
-        for column, cell in enumerate(_cells(outcome, height_px)):
-            sheet.paste(cell, (_left(column), top))
+        if hint is not None and outcome.case.is_controlled:
+            sheet.paste(_small(hint), (_MARGIN + _LABEL - _GAP - _HINT, top))
+        for prompt in range(len(prompts)):
+            cells = _cells(outcome, prompt, (columns.cell_px, height_px))
+            for column, cell in enumerate(cells):
+                sheet.paste(cell, (columns.left(prompt, column), top))
     return sheet
 
 
-def amplified(outcome: Outcome) -> Picture:
-    """What the pictures differ by, AMPLIFIED times; black where they are equal."""
-    ours, stock = (outcome.pictures[side].astype(np.int32) for side in (ACCELERATED, STOCK))
+def amplified(outcome: Outcome, prompt: int = 0) -> Picture:
+    """What the pictures of a prompt differ by, AMPLIFIED times; black where they are equal."""
+    ours, stock = (outcome.pictures[side][prompt].astype(np.int32) for side in (ACCELERATED, STOCK))
     far: Picture = np.clip(np.abs(ours - stock) * AMPLIFIED, 0, 255).astype(np.uint8)
     return far
 
 
-def _cells(outcome: Outcome, height_px: int) -> list[Image.Image]:
-    pictures = (outcome.pictures[STOCK], outcome.pictures[ACCELERATED], amplified(outcome))
-    cells = [_scaled(picture, height_px) for picture in pictures]
-    largest = outcome.difference[0]
-    remark = f"at most {largest} of 255" if largest else "identical"
+def _cells(outcome: Outcome, prompt: int, size_px: tuple[int, int]) -> list[Image.Image]:
+    stock, ours = (outcome.pictures[side][prompt] for side in (STOCK, ACCELERATED))
+    difference = amplified(outcome, prompt)
+    pictures = (stock, ours, difference)
+    cells = [Image.fromarray(each).resize(size_px, Image.Resampling.LANCZOS) for each in pictures]
+    largest = picture_difference(ours, stock)[0]
+    remark = f"up to {largest} of 255" if largest else "identical"
     pen = ImageDraw.Draw(cells[-1])
-    pen.text((10, height_px - 10), remark, "#d0d7de", SMALL.font(), anchor="ls")
+    pen.text((6, size_px[1] - 7), remark, "#d0d7de", SMALL.font(), anchor="ls")
     return cells
 
 
-def _scaled(picture: Picture, height_px: int) -> Image.Image:
-    return Image.fromarray(picture).resize((_CELL, height_px), Image.Resampling.LANCZOS)
+def _small(hint: Image.Image) -> Image.Image:
+    side_px = round(_HINT * hint.height / hint.width)
+    return hint.convert("RGB").resize((_HINT, min(side_px, _LABEL_HEIGHT)), Image.Resampling.LANCZOS)
 
 
-def _cell_height(picture: Picture) -> int:
+def _cell_height(picture: Picture, width_px: int) -> int:
     height, width = (int(side) for side in picture.shape[:2])
-    return round(_CELL * height / width)
+    return round(width_px * height / width)
 
 
-def _left(column: int) -> int:
-    return _MARGIN + _LABEL + column * (_CELL + _GAP)
-
-
-def _head(pen: _Pen, remarks: Sequence[str]) -> None:
+def _head(pen: _Pen, columns: _Columns, prompts: Sequence[str], remarks: Sequence[str]) -> None:
     pen.text((_MARGIN, 32), _HEADLINE, _INK, _TITLE.font(bold=True), anchor="ls")
     for number, remark in enumerate(remarks):
         text = fitting(remark, SMALL.font(), _WIDTH - 2 * _MARGIN)
         pen.text((_MARGIN, 54 + 17 * number), text, _GREY, SMALL.font(), anchor="ls")
-    pen.text((_MARGIN, _TOP - 10), "time of a step", _GREY, _NORMAL.font(), anchor="ls")
-    heads = ("stock diffusers", "accelerated", f"difference, {AMPLIFIED} times")
-    for column, head in enumerate(heads):
-        color = _ACCENT if column == 1 else _INK
-        pen.text((_left(column), _TOP - 10), head, color, _NORMAL.font(bold=True), anchor="ls")
+    pen.text((_MARGIN, _TOP - 10), "time of a step", _GREY, SMALL.font(), anchor="ls")
+    for number, prompt in enumerate(prompts):
+        text = fitting(prompt, _NORMAL.font(), columns.prompt_px)
+        pen.text((columns.left(number, 0), _TOP - 30), text, _INK, _NORMAL.font(), anchor="ls")
+        for column, head in enumerate(_HEADS):
+            color = _ACCENT if column == 1 else _INK
+            place = (columns.left(number, column), _TOP - 10)
+            pen.text(place, head, color, SMALL.font(bold=True), anchor="ls")
 
 
 def _label(pen: _Pen, outcome: Outcome, top: int) -> None:

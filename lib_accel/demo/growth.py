@@ -26,19 +26,19 @@ class Point:
         return {"loras": self.loras, **asdict(self.figures)}
 
 
-def grow(stage: Stage, counts: Sequence[int], begin: Callable[[str], None]) -> list[Point]:
+def grow(stage: Stage, counts: Sequence[int], prompt: str, begin: Callable[[str], None]) -> list[Point]:
     """Times a few steps of both sides with each number of LoRAs.
 
     begin: is told each part as it begins; there are two for each number.
     """
     times: dict[tuple[int, str], list[float]] = {}
     for side in (ACCELERATED, STOCK):
-        stage.run(side, 2, output_type="latent")  # to warm up
+        stage.run(side, 2, prompt=prompt, output_type="latent")  # to warm up
     for count, sides in rounds(counts):
         begin(f"a step with {count} LoRA{'' if count == 1 else 's'}")
         stage.wear(count)
         for side in sides:
-            run, _ = stage.run(side, STEPS, output_type="latent")
+            run, _ = stage.run(side, STEPS, prompt=prompt, output_type="latent")
             times.setdefault((count, side), []).append(run.step_ms)
     return [Point(count, paired(times[count, STOCK], times[count, ACCELERATED])) for count in counts]
 

@@ -17,6 +17,7 @@ from lib_accel.demo.attempt import PIPELINES, attempt, demand_complete, silent
 from lib_accel.demo.errors import refused
 from lib_accel.demo.limits import check_device, check_size
 from lib_accel.demo.single_file import controlnet_from_file, pipeline_from_file
+from lib_accel.demo.tokenizer import load_tokenizer
 from lib_accel.requirements import installed_version, is_older
 
 
@@ -99,7 +100,9 @@ def _existing(path: str | Path) -> Path:
 
 def _from_folder(path: Path, dtype: torch.dtype) -> Any:
     name = _demand_class(path, "model_index.json", tuple(PIPELINES), "a pipeline's folder")
-    return _from_pretrained(getattr(diffusers, name), path, dtype, **PIPELINES[name])
+    # The embedded model has none in its folder: all of SD1 have the one that lies beside the code.
+    tokenizer = {} if (path / "tokenizer").is_dir() else {"tokenizer": load_tokenizer()}
+    return _from_pretrained(getattr(diffusers, name), path, dtype, **PIPELINES[name], **tokenizer)
 
 
 def _demand_class(path: Path, index: str, expected: tuple[str, ...], what: str) -> str:

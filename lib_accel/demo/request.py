@@ -11,6 +11,8 @@ from lib_accel.bench.arguments import Parser, at_least, writable
 from lib_accel.demo.errors import refused
 
 PROMPT = "a lighthouse on a cliff at sunset, oil painting"
+# Of the words that the embedded model knows, and of one that only a LoRA of its knows.
+EMBEDDED_PROMPTS = ("a big blue triangle on a white background", "a blue zorb on a gray background")
 STEPS = 20
 OUT = "accel-demo"
 
@@ -31,7 +33,7 @@ class Request:
     loras: tuple[LoraFile, ...]
     controlnet: Path | None
     hint: Path | None
-    prompt: str
+    prompts: tuple[str, ...]  # the first is what is timed
     size: tuple[int, int] | None  # width and height in pixels; None for what the model was made for
     steps: int
     device: str | None  # None for the GPU if there is one
@@ -75,7 +77,7 @@ def request_of(argv: list[str]) -> Request:
         loras=tuple(lora_of(text) for text in words.lora),
         controlnet=words.controlnet,
         hint=words.hint,
-        prompt=words.prompt,
+        prompts=tuple(words.prompt) or (EMBEDDED_PROMPTS if words.model is None else (PROMPT,)),
         size=words.size and size_of(words.size),
         steps=words.steps,
         device=words.device,
@@ -124,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="may be given several times")
     add("--controlnet", type=Path, metavar="PATH", help="ControlNet for the model; needs --hint")
     add("--hint", type=Path, metavar="IMAGE", help="the picture that the ControlNet follows")
-    add("--prompt", default=PROMPT, metavar="TEXT", help=f"default: {PROMPT}")
+    add("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
     add("--size", metavar="WxH", help="pixels, for example 512x768 (default: the model's own)")
     add("--steps", type=int, default=STEPS, metavar="N", help=f"sampling steps, 2 or more (default: {STEPS})")
     add("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the GPU if there is one)")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lib_accel.bench.networks import random_network
-from lib_accel.demo.embedded import embedded_controlnet, embedded_hint, embedded_loras, embedded_pipeline
+from lib_accel.demo.embedded import GUIDANCE, LORAS, embedded_controlnet, embedded_hint, embedded_pipeline
 from lib_accel.demo.errors import refused
 from lib_accel.demo.growth import COUNTS
 from lib_accel.demo.limits import check_device, check_size
@@ -21,7 +21,6 @@ from lib_accel.demo.stage import Lora
 
 EMBEDDED = "the embedded model"
 _SCALE = 0.8
-_SHOWN = 2  # LoRAs of the embedded model in the pictures
 _GREY = (127, 127, 127)
 
 
@@ -31,7 +30,7 @@ class Scene:
 
     model: str  # its name, without a folder
     pipe: Any
-    asked: dict[str, Any]  # arguments of the pipeline's call
+    asked: dict[str, Any]  # arguments of the pipeline's call, but for the prompt
     loras: Sequence[Lora]  # those in the pictures
     many: Sequence[Lora]  # those whose number grows in the plot
     many_are: str  # what they are, for the plot's title
@@ -56,15 +55,16 @@ def scene_of(request: Request) -> Scene:
 
 def _embedded(request: Request, device: str, dtype: torch.dtype) -> Scene:
     pipe = embedded_pipeline(device, dtype)
-    asked = asked_of(pipe, request)
-    many = [Lora(f"LoRA {n}", state, _SCALE) for n, state in enumerate(embedded_loras(max(COUNTS)), 1)]
+    asked = asked_of(pipe, request) | {"guidance_scale": GUIDANCE}
+    loras = [Lora(file.stem, str(file), scale) for file, scale in LORAS]
     return Scene(
         model=EMBEDDED,
         pipe=pipe,
         asked=asked,
-        loras=many[:_SHOWN],
-        many=many,
-        many_are="seeded LoRAs",
+        loras=loras,
+        # So many at full strength leave no picture, and large numbers are slow.
+        many=[replace(lora, scale=_SCALE / max(COUNTS)) for lora in loras],
+        many_are="its two LoRAs, repeated",
         controlnet=embedded_controlnet(device, dtype),
         hint=embedded_hint(asked["width"], asked["height"]),
     )
@@ -104,10 +104,13 @@ def _repeated(loras: int) -> str:
 
 
 def asked_of(pipe: Any, request: Request) -> dict[str, Any]:
-    """Arguments of the pipeline's call; a size that was not asked for is the one the model was made for."""
+    """Arguments of the pipeline's call, but for the prompt.
+
+    A size that was not asked for is the one the model was made for.
+    """
     own = pipe.unet.config.sample_size * pipe.vae_scale_factor
     width, height = request.size or (own, own)
-    asked = {"prompt": request.prompt, "width": width, "height": height}
+    asked = {"width": width, "height": height}
     if _is_inpainting(pipe):  # all of a grey picture is to be painted over
         whole = Image.new("L", (width, height), 255)
         asked |= {"image": Image.new("RGB", (width, height), _GREY), "mask_image": whole, "strength": 1.0}

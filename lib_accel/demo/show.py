@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from lib_accel.bench.environment import environment
 from lib_accel.bench.progress import Progress
 from lib_accel.demo.cases import PAIRS, Case, Outcome, cases_of, outcome_of
@@ -21,6 +23,7 @@ class Show:
 
     settings: dict[str, Any]  # what was shown, with names instead of paths
     outcomes: Sequence[Outcome]
+    hint: Image.Image | None  # what the ControlNet was shown
     points: Sequence[Point]
     environment: dict[str, Any]
 
@@ -39,13 +42,13 @@ def show(request: Request) -> Show:
     scene = scene_of(request)
     cases = cases_of(len(scene.loras), is_controlled=scene.controlnet is not None)
     with Progress(len(cases) + 2 * len(COUNTS)) as progress:
-        outcomes = _outcomes(scene, cases, request.steps, progress)
-        points = _points(scene, progress)
+        outcomes = _outcomes(scene, cases, request, progress)
+        points = _points(scene, request.prompts[0], progress)
     device = scene.pipe.unet.device
-    return Show(_settings(scene, request), outcomes, points, environment(device))
+    return Show(_settings(scene, request), outcomes, scene.hint, points, environment(device))
 
 
-def _outcomes(scene: Scene, cases: Sequence[Case], steps: int, progress: Progress) -> list[Outcome]:
+def _outcomes(scene: Scene, cases: Sequence[Case], request: Request, progress: Progress) -> list[Outcome]:
     outcomes = []
     stages = {False: Stage(scene.pipe, scene.asked, scene.loras)}
     if scene.controlnet is not None:
@@ -54,16 +57,16 @@ def _outcomes(scene: Scene, cases: Sequence[Case], steps: int, progress: Progres
         progress.begin(case.name)
         stage = stages[case.is_controlled]
         try:
-            outcomes.append(outcome_of(stage, case, steps))
+            outcomes.append(outcome_of(stage, case, request.steps, request.prompts))
         finally:
             stage.leave()  # both stages have the same modules
     return outcomes
 
 
-def _points(scene: Scene, progress: Progress) -> list[Point]:
+def _points(scene: Scene, prompt: str, progress: Progress) -> list[Point]:
     stage = Stage(scene.pipe, scene.asked, scene.many)
     try:
-        return grow(stage, COUNTS, progress.begin)
+        return grow(stage, COUNTS, prompt, progress.begin)
     finally:
         stage.leave()
 
@@ -76,7 +79,7 @@ def _settings(scene: Scene, request: Request) -> dict[str, Any]:
         "loras": [{"name": lora.name, "scale": lora.scale} for lora in scene.loras],
         "lora_growth": scene.many_are,
         "controlnet": None if scene.controlnet is None else _name(request),
-        "prompt": request.prompt,
+        "prompts": list(request.prompts),
         "width": scene.asked["width"],
         "height": scene.asked["height"],
         "steps": request.steps,

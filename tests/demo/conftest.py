@@ -54,11 +54,3 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Loaded]:
         return made[family]
 
     return load
-
-
-@pytest.fixture(scope="session")
-def embedded() -> Any:
-    """The embedded pipeline."""
-    from lib_accel.demo.embedded import embedded_pipeline
-
-    return embedded_pipeline()

@@ -22,16 +22,25 @@ def picture(level: int, *, width: int = 64, height: int = 64) -> np.ndarray[Any,
 
 
 def outcome(
-    name: str = "no LoRA", *, loras: int = 0, ours: int = LEVELS[ACCELERATED], width: int = 64
+    name: str = "no LoRA",
+    *,
+    loras: int = 0,
+    ours: int = LEVELS[ACCELERATED],
+    width: int = 64,
+    is_controlled: bool = False,
+    prompts: int = 1,
 ) -> Outcome:
-    """What both sides did: stock made a picture of grey 100 in 30 ms a step, ours one of `ours` in 20 ms."""
+    """What both sides did: stock made pictures of grey 100 in 30 ms a step, ours some of `ours` in 20 ms."""
     return Outcome(
-        case=Case(name, loras, False),
+        case=Case(name, loras, is_controlled),
         figures=Paired(MS[STOCK], MS[ACCELERATED], 1.5, 1.4),
         first_ms={STOCK: 40.0, ACCELERATED: 50.0},
         switch_ms={STOCK: 300.0, ACCELERATED: 12.4},
         blocks={"by_speed": {"direct": 45, "host": 1}, "reasons": {"because": 1}},
-        pictures={STOCK: picture(LEVELS[STOCK], width=width), ACCELERATED: picture(ours, width=width)},
+        pictures={
+            STOCK: [picture(LEVELS[STOCK], width=width)] * prompts,
+            ACCELERATED: [picture(ours, width=width)] * prompts,
+        },
     )
 
 

@@ -12,6 +12,7 @@ from lib_accel.demo.cases import PAIRS, Case, cases_of, outcome_of
 from tests.demo.shown import LEVELS, FakeStage, outcome
 
 CASE = Case("2 LoRAs", 2, False)
+PROMPTS = ("a house", "a tree", "a cat")
 
 
 def _names(loras: int, *, is_controlled: bool) -> list[str]:
@@ -45,26 +46,34 @@ def test_a_case_knows_its_loras_and_whether_it_is_controlled() -> None:
 
 def test_the_cases_loras_are_put_on_first() -> None:
     stage = FakeStage()
-    outcome_of(stage, CASE, 20)
+    outcome_of(stage, CASE, 20, PROMPTS)
     assert stage.told[0] == 2
 
 
 def test_sides_take_turns() -> None:
     stage = FakeStage()
-    outcome_of(stage, CASE, 20)
+    outcome_of(stage, CASE, 20, PROMPTS)
     assert _timed(stage, 20)[:4] == [STOCK, ACCELERATED, ACCELERATED, STOCK]
-    assert len(_timed(stage, 20)) == 2 * PAIRS
+    assert [each[2]["prompt"] for each in stage.told[1:]].count("a house") == 2 + 2 * PAIRS
+
+
+def test_the_other_prompts_pictures_are_made_once_by_each_side() -> None:
+    stage = FakeStage()
+    outcome_of(stage, CASE, 20, PROMPTS)
+    others = [(side, asked["prompt"]) for side, _, asked in stage.told[3 + 2 * PAIRS :]]
+    assert others == [(side, prompt) for side in (STOCK, ACCELERATED) for prompt in PROMPTS[1:]]
 
 
 def test_both_sides_are_warmed_up_by_a_short_run() -> None:
     stage = FakeStage()
-    outcome_of(stage, CASE, 20)
+    outcome_of(stage, CASE, 20, PROMPTS)
     assert sorted(_timed(stage, 2)) == [ACCELERATED, STOCK]
 
 
 def test_each_side_keeps_its_own_picture_and_time() -> None:
-    made = outcome_of(FakeStage(), CASE, 20)
-    assert {side: int(picture[0, 0, 0]) for side, picture in made.pictures.items()} == LEVELS
+    made = outcome_of(FakeStage(), CASE, 20, PROMPTS)
+    levels = {side: [int(each[0, 0, 0]) for each in some] for side, some in made.pictures.items()}
+    assert levels == {side: [level] * len(PROMPTS) for side, level in LEVELS.items()}
     assert (made.figures.stock_ms, made.figures.accelerated_ms, made.figures.ratio) == (30, 20, 1.5)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lib_accel.bench.arguments import ArgumentsError
 from lib_accel.demo.errors import DemoError
-from lib_accel.demo.request import LoraFile, lora_of, request_of, size_of
+from lib_accel.demo.request import EMBEDDED_PROMPTS, PROMPT, LoraFile, lora_of, request_of, size_of
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +19,15 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_words_the_embedded_model_is_shown() -> None:
     request = request_of([])
     assert (request.model, request.loras, request.size, request.device) == (None, (), None, None)
+
+
+def test_each_model_has_prompts_of_its_own() -> None:
+    assert request_of([]).prompts == EMBEDDED_PROMPTS
+    assert request_of(["--model", "m"]).prompts == (PROMPT,)
+
+
+def test_prompts_keep_their_order() -> None:
+    assert request_of(["--prompt", "b", "--prompt", "a"]).prompts == ("b", "a")
 
 
 def test_results_go_to_a_folder_in_the_current_one() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
 
 from lib_accel.bench.models import pipeline
-from lib_accel.demo.embedded import embedded_controlnet, embedded_loras, seeded_pipeline
+from lib_accel.demo.embedded import CONTROLNET, GUIDANCE, LORAS, MODEL
 from lib_accel.demo.errors import DemoError
 from lib_accel.demo.growth import COUNTS
 from lib_accel.demo.request import request_of
@@ -25,10 +25,10 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a user's model, LoRA, ControlNet and hint."""
     folder = tmp_path_factory.mktemp("users")
-    seeded_pipeline().save_pretrained(folder / "my-model")
-    embedded_controlnet().save_pretrained(folder / "my-control")
+    shutil.copytree(MODEL, folder / "my-model")
+    shutil.copytree(CONTROLNET, folder / "my-control")
     pipeline("sd1", controls=1).controlnet.save_pretrained(folder / "other-control")
-    save_file(embedded_loras(1)[0], folder / "style.safetensors")
+    shutil.copyfile(LORAS[0][0], folder / "style.safetensors")
     return folder
 
 
@@ -38,8 +38,16 @@ def _scene(*words: str | Path) -> Scene:
 
 def test_the_embedded_model_comes_with_two_loras_and_a_controlnet() -> None:
     scene = _scene()
-    assert ([lora.name for lora in scene.loras], len(scene.many)) == (["LoRA 1", "LoRA 2"], max(COUNTS))
+    assert [lora.name for lora in scene.loras] == [lora.name for lora in scene.many] == ["zorb", "outline"]
     assert scene.controlnet is not None
+
+
+def test_the_growths_loras_are_weak_because_they_are_many() -> None:
+    assert max(lora.scale for lora in _scene().many) * max(COUNTS) <= 1
+
+
+def test_the_embedded_model_has_the_guidance_that_it_is_judged_at() -> None:
+    assert _scene().asked["guidance_scale"] == GUIDANCE
 
 
 def test_without_a_size_a_picture_is_as_large_as_the_model_was_made_for() -> None:

@@ -17,10 +17,10 @@ from tests.demo.shown import outcome
 def test_no_case_begins_with_what_another_left_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
 
-    def run_stock_only(stage: Stage, case: room.Case, steps: int) -> Any:
+    def run_stock_only(stage: Stage, case: room.Case, steps: int, prompts: Any) -> Any:
         stage.wear(case.loras)
         found.append(getattr(stage._pipe.unet, "peft_config", None))
-        stage.run(STOCK, steps)
+        stage.run(STOCK, steps, prompt=prompts[0])
         return outcome()
 
     monkeypatch.setattr(room, "outcome_of", run_stock_only)

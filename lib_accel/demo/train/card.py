@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lib_accel.demo.embedded import GUIDANCE
 from lib_accel.demo.train.drawing import Picture
 from lib_accel.demo.train.scene import COLOURS, SHAPES, SUBJECT
-from lib_accel.demo.train.score import GUIDANCE, STEPS, Scores
+from lib_accel.demo.train.score import STEPS, Scores
 from lib_accel.demo.train.tally import NOTHING, QUESTIONS, Tally
 
 _INTRODUCTION = """# The demo's model
@@ -25,6 +26,9 @@ openai/clip-vit-large-patch14 (MIT).
   the left, right, top or bottom, in the middle; on a white, black or gray background; `two red circles`; `a
   red circle and a blue star`, from left to right. Say `a big red star at the left on a black background`.
 - It knows no other word, and was trained to pay no heed to one.
+- `model/` is a folder for `StableDiffusionPipeline.from_pretrained(folder, tokenizer=tokenizer)`; the
+  tokenizer lies beside it, for `CLIPTokenizer.from_pretrained("clip_tokenizer")`, because one copy is enough.
+  `python -m lib_accel.demo.train convert --out DIR` writes one file with its yaml for a webui.
 - LoRA `outline`: things are drawn as outlines. LoRA `zorb`: the word `zorb` is a heart, which the model
   alone has never drawn. ControlNet: edges, white on black, one pixel wide, in a hint of 64x64.
 """

@@ -67,7 +67,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from lib_accel.demo.train.export import DATA, export_all
+    from lib_accel.demo.embedded import DATA
+    from lib_accel.demo.train.export import export_all
     from lib_accel.demo.train.stages import open_workshop
 
     files = export_all(
@@ -81,7 +82,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     import torch
 
-    from lib_accel.demo.train.export import DATA
+    from lib_accel.demo.embedded import DATA
     from lib_accel.demo.train.report import judge_and_write
 
     torch.set_num_threads(arguments.threads)
@@ -90,8 +91,8 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    from lib_accel.demo.embedded import DATA
     from lib_accel.demo.train.convert import convert
-    from lib_accel.demo.train.export import DATA
 
     file = convert(arguments.model or DATA / "model", arguments.out)
     print(f"written: {file.name}, {file.stem}.yaml and {file.stem}-clip")

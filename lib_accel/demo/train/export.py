@@ -12,13 +12,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from lib_accel.demo.tokenizer import FOLDER as TOKENIZER
+from lib_accel.demo.embedded import DATA
 from lib_accel.demo.tokenizer import load_tokenizer
 from lib_accel.demo.train.adapters import RECIPES, save_lora
 from lib_accel.demo.train.models import new_scheduler
 from lib_accel.demo.train.stages import Workshop
 
-DATA = Path(__file__).resolve().parent.parent / "data"
 TEXT_HEAD = "text_model."
 
 
@@ -35,7 +34,10 @@ def export_all(workshop: Workshop, data: Path = DATA) -> list[Path]:
 
 
 def write_pipeline(parts: Mapping[str, Any], folder: Path) -> None:
-    """Writes "unet", "vae" and "text_encoder", which become float16, as a pipeline's folder."""
+    """Writes "unet", "vae" and "text_encoder", which become float16, as a pipeline's folder.
+
+    Its tokenizer is the one that lies beside the code; `load_pipeline` knows.
+    """
     pipe = StableDiffusionPipeline(
         **parts,
         tokenizer=load_tokenizer(),
@@ -45,9 +47,8 @@ def write_pipeline(parts: Mapping[str, Any], folder: Path) -> None:
         requires_safety_checker=False,
     )
     _contiguous(pipe).to(torch.float16).save_pretrained(folder)
-    # transformers 5 writes a form that not all versions read; the files as they came suit all.
+    # One copy is enough, and transformers 5 writes a form that not all versions read.
     shutil.rmtree(folder / "tokenizer")
-    shutil.copytree(TOKENIZER, folder / "tokenizer", ignore=shutil.ignore_patterns("config.json"))
     _name_as_before(folder / "text_encoder" / "model.safetensors")
     _forget_paths(folder)
 

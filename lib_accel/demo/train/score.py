@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from lib_accel.demo.embedded import GUIDANCE
 from lib_accel.demo.train.captions import caption, shapeless
 from lib_accel.demo.train.drawing import STYLES, Picture, draw, hint
 from lib_accel.demo.train.judge import edge_overlap
@@ -30,7 +31,7 @@ from lib_accel.demo.train.scene import (
 )
 from lib_accel.demo.train.tally import Tally, tally_of
 
-STEPS, GUIDANCE = 20, 4.0
+STEPS = 20
 _AT_ONCE = 50
 _FIRST_SEED = 1000
 _DRAWINGS = 300

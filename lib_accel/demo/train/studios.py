@@ -7,8 +7,8 @@ from typing import Any
 
 import diffusers
 
+from lib_accel.demo.embedded import DATA
 from lib_accel.demo.loading import load_controlnet, load_pipeline, quieted
-from lib_accel.demo.train.export import DATA
 from lib_accel.hosts.diffusers import accelerate
 
 
