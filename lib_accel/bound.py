@@ -36,7 +36,7 @@ class ModelCall(NamedTuple):
     stand_aside: tuple[str, ...]  # why this call stays with the host altogether
     device_type: str
     autocast: torch.dtype | None
-    networks: tuple[Hashable, ...]  # that the weights should carry (host.Host.wanted_networks)
+    networks: tuple[Hashable, ...] = ()  # that the weights should carry (host.Host.wanted_networks)
 
     def as_host(self) -> AbstractContextManager[None]:
         """Autocast as the host set it."""
