@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from lib_accel.audit import ClassWatch, Snapshot
 from lib_accel.blocks import sample
 from lib_accel.blocks.rules import Rules, rules_for
-from lib_accel.choice import HostFailure, Step, choose
+from lib_accel.choice import Choice
 from lib_accel.device import SUPPORTED_DEVICES, autocast_dtype, autocast_off, autocast_on
 from lib_accel.errors import LayoutError
+from lib_accel.graphs.proof import COMPILED, HOST
 from lib_accel.host import Host
 from lib_accel.layouts import compvis
 from lib_accel.layouts.compvis import Family
@@ -24,12 +25,15 @@ from lib_accel.layouts.entries import Inputs, Unit
 from lib_accel.layouts.reading import Trust
 from lib_accel.layouts.slots import LiveWeights
 from lib_accel.report import Generation, Tally
+from lib_accel.steps import HostFailure, Step, choose
+
+_CHOSEN_HOST = "the host's own block was measured to be faster"
 
 _WEIGHTED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
 
 
 class ModelCall(NamedTuple):
-    """What the blocks of one call of a UNet or control model share (choice.Call)."""
+    """What the blocks of one call of a UNet or control model share (steps.Call)."""
 
     rules: Rules
     attention_reason: str | None
@@ -37,6 +41,8 @@ class ModelCall(NamedTuple):
     device_type: str
     autocast: torch.dtype | None
     networks: tuple[Hashable, ...] = ()  # that the weights should carry (host.Host.wanted_networks)
+    choice: Choice | None = None  # None where direct code is all there is
+    is_forced: bool = False  # whether compiled code is asked for, be it faster or not
 
     def as_host(self) -> AbstractContextManager[None]:
         """Autocast as the host set it."""
@@ -137,6 +143,11 @@ class BoundUnit:
 
     def count(self, tally: Tally, attention_reason: str | None) -> None:
         """Adds the unit's blocks to a tally; `attention_reason` holds attention back unless None."""
+        if any(step.chosen is not None for step in self._steps):
+            for step in self._steps:
+                reasons = [_CHOSEN_HOST] if step.chosen == HOST else step.reasons(attention_reason)
+                tally.add(reasons, is_compiled=step.chosen == COMPILED)
+            return
         if attention_reason not in self._tallies:
             own = self._tallies[attention_reason] = Tally()
             if self.failure is not None:

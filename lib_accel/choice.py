@@ -1,263 +1,361 @@
-"""Which code each block of a unit runs: our function, or the live module with the reason why.
+"""Which code runs a block: the host's, ours as it stands, or ours compiled. Measured, proved, remembered.
 
-A unit is what a host calls in one go: a container of several blocks, or a single block. Layouts say what
-blocks it has (`Candidate`), `choose` turns them into steps. A transformer falls back part by part, so that a
-replaced cross-attention costs only itself.
+A case is a structure under a condition at sizes that cost alike. It runs direct code until its graph is made
+(graphs.workshop) and a proof on live inputs spoke for another code (graphs.proof). A case changes its code
+only in `apply`, which is called between pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import functools
+import importlib.util
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from lib_accel.blocks import encoder, image, res, sample, transformer
+from lib_accel.blocks.kinds import KINDS, compute
 from lib_accel.blocks.rules import Rules
-from lib_accel.errors import LayoutError
-from lib_accel.layouts.reading import Candidate, Part, Reading
-from lib_accel.layouts.slots import Slot
-
-Weights = Sequence[Any]  # of a whole unit, None for a missing bias
-
-
-class Call(Protocol):
-    """What the steps of one call of a model share."""
-
-    @property
-    def rules(self) -> Rules:
-        """The dtypes that our functions follow."""
-
-    @property
-    def attention_reason(self) -> str | None:
-        """Why attention stays with the host in this call, or None."""
-
-    def as_host(self) -> AbstractContextManager[None]:
-        """Autocast as the host set it, for a live module among our functions."""
-
-
-class Step(Protocol):
-    """One block of a unit: what it runs, and why if that is the live module."""
-
-    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
-        """The block's output; `weights` are those of the whole unit."""
-
-    def reasons(self, attention_reason: str | None) -> list[str]:
-        """Why parts of the block run as the live module, if attention is held back or not; else empty."""
-
-
-class HostFailure(Exception):
-    """An error of the host's own code among ours: it comes out as it is, and nothing is run again."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-class _SlotList:
-    """The slots of a unit as they are found; a step keeps the range that is its own."""
-
-    def __init__(self) -> None:
-        self.slots: list[Slot] = []
-
-    def add(self, reading: Reading) -> slice:
-        start = len(self.slots)
-        self.slots.extend(reading.slots)
-        return slice(start, len(self.slots))
-
-
-class _Live:
-    """The live module, called as its owner calls it."""
-
-    def __init__(self, reason: str, call_live: Callable[[Tensor, Any, Any], Tensor]) -> None:
-        self._reason, self._call_live = reason, call_live
-
-    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
-        with call.as_host():
-            try:
-                return self._call_live(x, emb, context)
-            except Exception as error:
-                raise HostFailure(error) from None
-
-    def reasons(self, attention_reason: str | None) -> list[str]:
-        return [self._reason]
-
-
-class _Direct:
-    """One of our functions with the weights and the spec of one block."""
-
-    def __init__(self, function: Callable[..., Tensor], weights_type: Any, own: slice, spec: Any) -> None:
-        self._function, self._weights_type, self._own, self._spec = function, weights_type, own, spec
-
-    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
-        return self._function(x, self._weights_type(*weights[self._own]), self._spec, call.rules)
-
-    def reasons(self, attention_reason: str | None) -> list[str]:
-        return []
-
-
-class _DirectWithEmb(_Direct):
-    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
-        return self._function(x, emb, self._weights_type(*weights[self._own]), self._spec, call.rules)
-
-
-class _DirectWithContext(_Direct):
-    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
-        return self._function(x, context, self._weights_type(*weights[self._own]), self._spec, call.rules)
-
-
-class _DirectImageAttention(_Direct):
-    """As any block, but it stays with the host while attention does."""
-
-    def __init__(self, own: slice, spec: Any, call_live: Callable[[Tensor, Any, Any], Tensor] | None) -> None:
-        super().__init__(image.image_attention, image.ImageAttentionWeights, own, spec)
-        self._live = None if call_live is None else _Live("", call_live)
-
-    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
-        if self._live is not None and call.attention_reason is not None:
-            return self._live.run(x, emb, context, call, weights)
-        return super().run(x, emb, context, call, weights)
-
-    def reasons(self, attention_reason: str | None) -> list[str]:
-        return [] if self._live is None or attention_reason is None else [attention_reason]
-
-
-class _DirectSiLU:
-    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
-        return sample.silu(x)
-
-    def reasons(self, attention_reason: str | None) -> list[str]:
-        return []
-
-
-Build = Callable[[slice, Any], Step]  # of the range of a block's weights, and of its spec
-
-# Functions are looked up when a block is bound.
-STEPS: Mapping[str, Build] = MappingProxyType(
-    {
-        "residual": lambda own, spec: _DirectWithEmb(res.res_block, res.ResWeights, own, spec),
-        "convolution": lambda own, spec: _Direct(sample.convolution, sample.ConvWeights, own, spec),
-        "upsample": lambda own, spec: _Direct(sample.upsample, sample.ConvWeights, own, spec),
-        "resize": lambda own, spec: _DirectWithContext(sample.resize, sample.ConvWeights, own, spec),
-        "silu": lambda own, spec: _DirectSiLU(),
-        "embedding": lambda own, spec: _Direct(sample.embed, sample.EmbeddingWeights, own, spec),
-        "out": lambda own, spec: _Direct(sample.out_convolution, sample.OutWeights, own, spec),
-        "shrink": lambda own, spec: _Direct(image.shrink, sample.ConvWeights, own, spec),
-        "encoder layer": lambda own, spec: _DirectWithContext(
-            encoder.encoder_layer, encoder.EncoderWeights, own, spec
-        ),
-    }
+from lib_accel.errors import CompileError
+from lib_accel.graphs.compiler import Compiler, Graph
+from lib_accel.graphs.proof import COMPILED, DIRECT, HOST, Side, Verdict, prove
+from lib_accel.graphs.structure import (
+    Condition,
+    Inputs,
+    Sizes,
+    Structure,
+    condition_of,
+    digest,
+    normalized,
+    sizes_of,
+    structure_of,
 )
+from lib_accel.graphs.verdicts import Verdicts, surroundings
+from lib_accel.graphs.worker import Part, compile_elsewhere
+from lib_accel.graphs.workshop import Helper, Job, Workshop
+from lib_accel.report import CaseReport, GraphReport
+from lib_accel.requirements import is_older
+
+_log = logging.getLogger(__name__)
+
+# By device, the oldest torch whose compiler is tried without being asked for. On a CPU it gains nothing:
+# 0.85 to 1.04 times direct code on whole models, and a cold start of minutes.
+_COMPILES_BY_ITSELF: Mapping[str, str] = MappingProxyType({"cuda": "2.6"})
+
+_IDLE_AFTER_S = 1.0  # without a call of a model
+_PROOF_SHARE = 0.1  # of a picture's time, which proofs may take
+_MOST_MISSES = 2  # of a case, until its graph is given up
+_FAILURES_TO_GIVE_UP = 3  # one after the other, for the same reason: there is no compiler, say
 
 
-class _Part(Protocol):
-    """A part of a transformer block, or a whole one at host speed; `context` is that of this depth."""
+class Block:
+    """What a step is to the choice: its kind and spec, and the cases that its calls were found to be."""
 
-    def run(self, x: Tensor, context: Tensor | None, call: Call, weights: Weights) -> Tensor: ...
+    __slots__ = ("cases", "kind", "name", "spec", "version")
 
-    def reason(self, attention_reason: str | None) -> str | None: ...
-
-
-class _LivePart:
-    def __init__(self, reason: str, call_live: Callable[[Tensor, Tensor | None], Tensor]) -> None:
-        self._reason, self._call_live = reason, call_live
-
-    def run(self, x: Tensor, context: Tensor | None, call: Call, weights: Weights) -> Tensor:
-        with call.as_host():
-            try:
-                return self._call_live(x, context)
-            except Exception as error:
-                raise HostFailure(error) from None
-
-    def reason(self, attention_reason: str | None) -> str | None:
-        return self._reason
+    def __init__(self, name: str, spec: Any) -> None:
+        self.name, self.kind, self.spec = name, KINDS[name], spec
+        self.version = -1
+        self.cases: dict[Any, _Case | None] = {}
 
 
-class _DirectAttention:
-    def __init__(self, own: slice, spec: Any, with_context: bool, live: _LivePart) -> None:
-        self._own, self._spec, self._with_context, self._live = own, spec, with_context, live
-
-    def run(self, x: Tensor, context: Tensor | None, call: Call, weights: Weights) -> Tensor:
-        if call.attention_reason is not None:
-            return self._live.run(x, context, call, weights)
-        own = transformer.AttentionWeights(*weights[self._own])
-        return transformer.attend(x, context if self._with_context else None, own, self._spec, call.rules)
-
-    def reason(self, attention_reason: str | None) -> str | None:
-        return attention_reason
+class _Key(NamedTuple):
+    structure: Structure
+    condition: Condition
+    size_class: str
+    is_forced: bool
 
 
-class _DirectFeedForward:
-    def __init__(self, own: slice, spec: Any) -> None:
-        self._own, self._spec = own, spec
+class _Case:
+    """What is known of one case, and the code that it runs."""
 
-    def run(self, x: Tensor, context: Tensor | None, call: Call, weights: Weights) -> Tensor:
-        own = transformer.FeedForwardWeights(*weights[self._own])
-        return transformer.feed_forward(x, own, self._spec, call.rules)
+    __slots__ = ("code", "graph", "is_asked", "key", "misses", "name", "sizes", "verdict")
 
-    def reason(self, attention_reason: str | None) -> str | None:
-        return None
+    def __init__(self, key: _Key, sizes: Sizes, name: str, verdict: Verdict | None) -> None:
+        self.key, self.sizes, self.name, self.verdict = key, sizes, name, verdict
+        self.code = DIRECT
+        self.graph: Graph | None = None
+        self.is_asked = False  # whether a graph was asked for
+        self.misses = 0
 
+    @property
+    def wants_graph(self) -> bool:
+        return not self.is_asked and (self.verdict is None or self.verdict.code == COMPILED)
 
-class _DirectTransformer:
-    """Our frame around the parts of each block, our own or live."""
+    @property
+    def wants_proof(self) -> bool:
+        return self.graph is not None and self.verdict is None
 
-    def __init__(self, own: slice, spec: Any, blocks: Sequence[Sequence[_Part]]) -> None:
-        self._own, self._spec, self._blocks = own, spec, blocks
-
-    def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
-        contexts = context if isinstance(context, list) else [context]
-        own = transformer.FrameWeights(*weights[self._own])
-        tokens = transformer.enter(x, own, self._spec, call.rules)
-        for depth, parts in enumerate(self._blocks):
-            here = contexts[depth if len(contexts) > 1 else 0]
-            for part in parts:
-                tokens = part.run(tokens, here, call, weights)
-        return transformer.leave(tokens, x, own, call.rules)
-
-    def reasons(self, attention_reason: str | None) -> list[str]:
-        found = (part.reason(attention_reason) for parts in self._blocks for part in parts)
-        return list(dict.fromkeys(reason for reason in found if reason is not None))
+    def apply(self) -> None:
+        """Takes the verdict's code, if it can be run."""
+        code = DIRECT if self.verdict is None else self.verdict.code
+        self.code = DIRECT if code == COMPILED and self.graph is None else code
 
 
-def choose(candidates: Iterable[Candidate]) -> tuple[list[Step], list[Slot]]:
-    """The steps of a unit's blocks, and the slots of the weights that the steps read.
+class Choice:
+    """The cases of an engine. Calls may come from any thread."""
 
-    Raises LayoutError if a block cannot be read that only the unit's owner knows how to call.
-    """
-    slots = _SlotList()
-    steps = [_choose_block(candidate, slots) for candidate in candidates]
-    return steps, slots.slots
+    def __init__(
+        self, verdicts: Verdicts, compiler: Compiler, helper: Helper | None = compile_elsewhere
+    ) -> None:
+        self._verdicts, self._compiler = verdicts, compiler
+        self._workshop = Workshop(compiler, self._is_idle, helper)
+        self._cases: dict[_Key, _Case] = {}
+        self._lock = threading.Lock()
+        self._version = 0
+        self._surroundings: dict[str, str] = {}
+        self._called_at = 0.0
+        self._began_at = time.monotonic()
+        self._proof_s = 0.0
+        self._failures: list[str] = []  # the latest, as long as they are alike
+
+    def for_call(self, code: str, device_type: str) -> Choice | None:
+        """This, if there is something to choose in a call on that device with the option `code`, or None."""
+        self._called_at = time.monotonic()
+        return self if code == COMPILED or (code == "auto" and compiles_by_itself(device_type)) else None
+
+    # At each block
+
+    def run(
+        self,
+        block: Block,
+        x: Tensor,
+        besides: Any,
+        weights: Sequence[Any],
+        rules: Rules,
+        live: Side | None,
+        *,
+        is_forced: bool,
+    ) -> tuple[Tensor, str]:
+        """The block's output and the code that computed it; `live` is the host's block, if there is one."""
+        case = self._case(block, x, besides, weights, rules, is_forced)
+        if case is not None:
+            if case.code == COMPILED:
+                result = self._run_compiled(case, x, besides, weights)
+                if result is not None:
+                    return result, COMPILED
+            elif case.code == HOST and live is not None:
+                return live(), HOST
+            if case.wants_proof and self._may_prove(is_forced):
+                self._prove(case, block, x, besides, weights, live)
+        return compute(block.kind, x, besides, weights, block.spec, rules), DIRECT
+
+    def _case(
+        self, block: Block, x: Tensor, besides: Any, weights: Sequence[Any], rules: Rules, is_forced: bool
+    ) -> _Case | None:
+        if not block.kind.is_compiled:
+            return None
+        if block.version != self._version:
+            block.version, block.cases = self._version, {}
+        sizes = (
+            None if besides is None else (getattr(besides, "shape", None), getattr(besides, "dtype", None))
+        )
+        call = (x.shape, x.dtype, x.device, x.is_contiguous(), sizes, rules, is_forced)
+        try:
+            return block.cases[call]
+        except KeyError:
+            case = block.cases[call] = self._meet(block, x, besides, weights, rules, is_forced)
+            return case
+
+    def _meet(
+        self, block: Block, x: Tensor, besides: Any, weights: Sequence[Any], rules: Rules, is_forced: bool
+    ) -> _Case | None:
+        inputs = normalized(x, besides, weights)
+        if inputs is None:
+            return None
+        sizes = sizes_of(inputs)
+        structure = structure_of(block.name, block.spec, inputs)
+        key = _Key(structure, condition_of(inputs, rules), sizes.size_class, is_forced)
+        with self._lock:
+            case = self._cases.get(key)
+            if case is None:
+                name = digest(self._surroundings_of(x.device), *key)
+                case = self._cases[key] = _Case(key, sizes, name, self._verdicts.get(name))
+                if case.verdict is not None and case.verdict.code != COMPILED:
+                    case.apply()
+            if case.wants_graph:
+                case.is_asked = True
+                self._ask_for_graph(case)
+        return case
+
+    def _surroundings_of(self, device: torch.device) -> str:
+        name = str(device)
+        if name not in self._surroundings:
+            self._surroundings[name] = surroundings(device)
+        return self._surroundings[name]
+
+    def _ask_for_graph(self, case: _Case) -> None:
+        if len(self._failures) >= _FAILURES_TO_GIVE_UP:
+            case.verdict = Verdict(DIRECT, f"not tried: {self._failures[-1]}")
+            return
+        part = Part(case.key.structure, case.key.condition, case.sizes)
+        self._workshop.submit(
+            Job(part, lambda: self._verdicts.begin_trial(case.name), lambda result: self._made(case, result))
+        )
+
+    def _made(self, case: _Case, result: Graph | CompileError) -> None:
+        self._verdicts.end_trial(case.name)
+        if isinstance(result, CompileError):
+            reason = str(result)
+            case.verdict = Verdict(DIRECT, reason)  # not kept: what is missing may be there next time
+            alike = reason.rpartition(": ")[2]
+            self._failures = [*self._failures, alike] if alike in self._failures else [alike]
+            _log.info("not compiled: %s", reason)
+            if len(self._failures) >= _FAILURES_TO_GIVE_UP:
+                self._give_up()
+        else:
+            self._failures = []
+            case.graph = result
+
+    def _give_up(self) -> None:
+        self._workshop.cancel()
+        for case in list(self._cases.values()):
+            if case.verdict is None and case.graph is None:
+                case.verdict = Verdict(DIRECT, f"not tried: {self._failures[-1]}")
+
+    def _run_compiled(self, case: _Case, x: Tensor, besides: Any, weights: Sequence[Any]) -> Tensor | None:
+        """The graph's output, or the plain function's if it took other inputs; None if it failed."""
+        inputs, graph = normalized(x, besides, weights), case.graph
+        if inputs is None or graph is None:
+            return None
+        before = graph.misses
+        try:
+            result = graph.run(inputs)
+        except (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)):
+            raise  # the engine's to handle: the host's code needs less, and the next call may fit
+        except Exception as error:  # of compiled code, in whatever form; the plain function follows
+            _log.exception("compiled %s failed; it runs direct from now", case.key.structure)
+            self._settle(case, Verdict(DIRECT, f"failed when it ran: {type(error).__name__}: {error}"))
+            case.code = DIRECT
+            return None
+        if graph.misses != before:
+            self._note_miss(case, inputs)
+        return result
+
+    def _note_miss(self, case: _Case, inputs: Inputs) -> None:
+        """Has a graph made for these inputs before the next picture, unless that was tried before."""
+        case.misses += 1
+        case.code, case.graph, case.sizes = DIRECT, None, sizes_of(inputs)
+        case.is_asked = case.misses > _MOST_MISSES
+        if case.is_asked:
+            case.verdict = Verdict(DIRECT, "the graph does not take the block's inputs")
+
+    def _may_prove(self, is_forced: bool) -> bool:
+        passed = time.monotonic() - self._began_at
+        return is_forced or self._proof_s <= _PROOF_SHARE * passed
+
+    def _prove(
+        self,
+        case: _Case,
+        block: Block,
+        x: Tensor,
+        besides: Any,
+        weights: Sequence[Any],
+        live: Side | None,
+    ) -> None:
+        """Finds the verdict of a case; `apply` puts it into effect."""
+        inputs, graph, rules = normalized(x, besides, weights), case.graph, case.key.condition.rules
+        if inputs is None or graph is None:
+            return
+        began, before = time.monotonic(), graph.misses
+        sides: dict[str, Callable[[], Tensor]] = {
+            DIRECT: lambda: compute(block.kind, x, besides, weights, block.spec, rules),
+            COMPILED: lambda: graph.run(inputs),
+        }
+        if live is not None:
+            sides[HOST] = live
+        try:
+            self._verdicts.begin_trial(case.name)
+            verdict = prove(sides, block.name, is_forced=case.key.is_forced)
+        except Exception as error:  # of any of the three; the block's output is computed after this
+            _log.exception("no proof of %s", case.key.structure)
+            verdict = Verdict(DIRECT, f"failed when it was proved: {type(error).__name__}: {error}")
+        finally:
+            self._verdicts.end_trial(case.name)
+            self._proof_s += time.monotonic() - began
+        if graph.misses != before:
+            self._note_miss(case, inputs)
+        else:
+            self._settle(case, verdict)
+
+    def _settle(self, case: _Case, verdict: Verdict) -> None:
+        case.verdict = verdict
+        self._verdicts.put(case.name, verdict)
+
+    # Between pictures
+
+    def apply(self) -> None:
+        """Puts what was found out into effect; not while a picture is made."""
+        with self._lock:
+            for case in self._cases.values():
+                case.apply()
+            self._version += 1
+        self._began_at, self._proof_s = time.monotonic(), 0.0
+
+    def finish(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
+        """Makes all graphs that were asked for, now; see Workshop.finish."""
+        return self._workshop.finish(timeout_s, tell)
+
+    def cancel(self) -> None:
+        """Forgets the graphs that are not begun; their blocks stay direct."""
+        self._workshop.cancel()
+
+    def clear(self) -> int:
+        """Forgets all verdicts, here and on disk; returns how many there were."""
+        with self._lock:
+            self._cases.clear()
+            self._version += 1
+            self._failures = []
+            return self._verdicts.clear()
+
+    def report(self) -> GraphReport:
+        """What was compiled, what is to be, and what each case runs and why."""
+        made = self._compiler.counters()
+        with self._lock:
+            cases = list(self._cases.values())
+        return GraphReport(
+            structures=made.structures,
+            graphs=made.graphs,
+            recompiles=made.recompiles,
+            compile_s=made.compile_s,
+            reasons=made.reasons,
+            pending=self._workshop.pending,
+            making=self._workshop.making,
+            cases=[_reported(case) for case in cases],
+        )
+
+    def _is_idle(self) -> bool:
+        return time.monotonic() - self._called_at > _IDLE_AFTER_S
 
 
-def _choose_block(candidate: Candidate, slots: _SlotList) -> Step:
-    try:
-        reading = candidate.read()
-        if candidate.kind == "image attention":
-            return _DirectImageAttention(slots.add(reading), reading.spec, candidate.call_live)
-        if candidate.parts is None:
-            return STEPS[candidate.kind](slots.add(reading), reading.spec)
-        depths = candidate.parts()
-    except (LayoutError, AttributeError) as error:
-        # An attribute that the class promises and the instance lacks: somebody rebuilt the block.
-        if candidate.call_live is None:
-            raise LayoutError(str(error)) from None
-        return _Live(str(error), candidate.call_live)
-    own = slots.add(reading)
-    return _DirectTransformer(
-        own, reading.spec, [[_choose_part(part, slots) for part in parts] for parts in depths]
+def _reported(case: _Case) -> CaseReport:
+    verdict = case.verdict
+    if verdict is None:
+        reason = "to be proved" if case.graph is not None else "to be compiled"
+        verdict = Verdict(DIRECT, reason)
+    return CaseReport(
+        block=str(case.key.structure),
+        size="x".join(map(str, case.sizes.x)),
+        dtype=str(case.key.condition.dtype).removeprefix("torch."),
+        device=case.key.condition.device,
+        code=case.code,
+        next_code=verdict.code,
+        reason=verdict.reason,
+        difference=verdict.difference,
+        tolerance=verdict.tolerance,
+        ms=dict(verdict.ms),
     )
 
 
-def _choose_part(part: Part, slots: _SlotList) -> _Part:
-    try:
-        reading = part.read()
-    except (LayoutError, AttributeError) as error:
-        return _LivePart(f"{part.label}: {error}" if part.label else str(error), part.call_live)
-    own = slots.add(reading)
-    if part.kind == "feed-forward":
-        return _DirectFeedForward(own, reading.spec)
-    with_context = part.kind == "cross attention"
-    return _DirectAttention(own, reading.spec, with_context, _LivePart("", part.call_live))
+@functools.cache
+def compiles_by_itself(device_type: str) -> bool:
+    """Whether blocks on such a device are compiled without being asked for."""
+    oldest = _COMPILES_BY_ITSELF.get(device_type)
+    if oldest is None or is_older(torch.__version__, oldest):
+        return False
+    return importlib.util.find_spec("triton") is not None

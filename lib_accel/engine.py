@@ -18,15 +18,20 @@ from torch import Tensor, nn
 from lib_accel import __version__
 from lib_accel.audit import ClassWatch
 from lib_accel.bound import BoundUNet, BoundUnit, ModelCall, new_call
-from lib_accel.choice import HostFailure
+from lib_accel.choice import Choice
 from lib_accel.errors import LayoutError
+from lib_accel.graphs.compiler import compiler_of_this_process
+from lib_accel.graphs.proof import COMPILED, HOST
+from lib_accel.graphs.verdicts import Verdicts
 from lib_accel.host import Host
 from lib_accel.layouts import ENTRIES
 from lib_accel.layouts.compvis import Family
 from lib_accel.layouts.entries import Entry, Inputs, Model, UNet, Unit
-from lib_accel.layouts.reading import COMPILED, class_name, is_compiled, is_original
+from lib_accel.layouts.reading import COMPILED as BY_OTHERS
+from lib_accel.layouts.reading import class_name, is_compiled, is_original
 from lib_accel.patching import Method, is_ours, junction
 from lib_accel.report import Generation, ModelReport, Report, Tally
+from lib_accel.steps import HostFailure
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +49,10 @@ class Engine:
     other extensions need no registration, and a model that the host drops is freed.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, choice: Choice | None = None) -> None:
+        """`choice`: None for one that keeps what it finds out in the host's folder."""
         self._host = host
+        self._choice = choice or Choice(Verdicts(host.cache_folder()), compiler_of_this_process())
         self._entries: dict[type, Entry] = {}  # of the classes that are patched
         self._replaced: dict[type, str] = {}  # of those, what somebody had replaced before us, and the reason
         self._units: WeakKeyDictionary[nn.Module, BoundUnit] = WeakKeyDictionary()
@@ -101,8 +108,18 @@ class Engine:
         self._unets = WeakKeyDictionary()
 
     def begin_generation(self) -> None:
-        """Starts the counters of the report anew."""
+        """Starts the counters of the report anew, and puts into effect what was found out about codes."""
+        self._choice.apply()
         self.generation = Generation(networks=self.generation.networks)
+
+    def warm_up(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
+        """Compiles all that calls so far have asked for, instead of when nothing else is going on.
+
+        Takes seconds to minutes. What is compiled is proved on the inputs of the next picture, and runs in
+        those after it. tell: hears how many graphs are still to be made. Returns whether all was made in
+        time.
+        """
+        return self._choice.finish(timeout_s, tell)
 
     def report(self) -> Report:
         """What runs how, and why. May be asked from any thread."""
@@ -110,9 +127,10 @@ class Engine:
         with self._lock:
             self._watch.look()
             tallies = [(name, self._tally_of(model)) for name, model in self._host.models()]
-        models = [ModelReport(name, tally) for name, tally in tallies if tally.direct + tally.host]
+        models = [ModelReport(name, tally) for name, tally in tallies if tally.total]
         stand_aside = list(self._host.stand_aside_reasons())
-        return Report(__version__, enabled, stand_aside, models, self.generation.copy())
+        graphs = self._choice.report()
+        return Report(__version__, enabled, stand_aside, models, self.generation.copy(), graphs)
 
     def _tally_of(self, model: nn.Module) -> Tally:
         tally = Tally()
@@ -121,7 +139,7 @@ class Engine:
         for module, unit in self._units_of(model):
             bound = self._bound_unit(module, unit)
             if module in compiled:  # its calls are traced, so none comes to us
-                bound.count_as_host(tally, [COMPILED])
+                bound.count_as_host(tally, [BY_OTHERS])
             elif (failure := self._failure(module, None)) is not None:
                 bound.count_as_host(tally, [failure])
             else:
@@ -194,8 +212,13 @@ class Engine:
         call = self._new_call(x)
         if entry.denoises:
             self._count(call)
-        with self._thread.inside(call):
-            return original(model, *args, **kwargs)
+        try:
+            with self._thread.inside(call):
+                return original(model, *args, **kwargs)
+        finally:
+            # A text encoder comes before a picture's steps, a decoder after them.
+            if not entry.denoises and not self._host.tells_generations:
+                self._choice.apply()
 
     def _dispatch(
         self, module: nn.Module, run_ours: Callable[[], Tensor | None], run_hosts: Callable[[], Any]
@@ -283,10 +306,16 @@ class Engine:
             self.generation.model_calls += 1
 
     def _new_call(self, x: Tensor) -> ModelCall:
-        if not self._host.options().enabled:
+        host, options = self._host, self._host.options()
+        if not options.enabled:
             return new_call(x, [_SWITCHED_OFF], [])
-        host = self._host
-        call = new_call(x, host.stand_aside_reasons(), host.attention_reasons(), host.wanted_networks())
+        reasons = list(host.stand_aside_reasons())
+        if options.code == HOST:
+            reasons.append("the option code asks for the host's own blocks")
+        call = new_call(x, reasons, host.attention_reasons(), host.wanted_networks())
+        choice = self._choice.for_call(options.code, call.device_type)
+        if choice is not None:
+            call = call._replace(choice=choice, is_forced=options.code == COMPILED)
         if not call.stand_aside:
             with self._lock:
                 self._watch.look()

@@ -3,11 +3,12 @@
 AccelError
 ├── OptionError      an option has a value that can never work
 ├── PipelineError    a pipeline has nothing that could be accelerated
-└── LayoutError      a module is not of the shape that its class promises
+├── LayoutError      a module is not of the shape that its class promises
+└── CompileError     a block cannot be compiled
 
-A LayoutError never ends a generation: the part concerned runs as the host's own module, and the report says
-why. The others answer a request that cannot be met, before anything is changed. Rooms have their own beside
-their code: lora (LoraError), demo (DemoError).
+The last two never end a generation: the part concerned runs as the host's own module, or uncompiled, and
+the report says why. The others answer a request that cannot be met, before anything is changed. Rooms have
+their own beside their code: lora (LoraError), demo (DemoError).
 """
 
 from __future__ import annotations
@@ -27,3 +28,7 @@ class LayoutError(AccelError):
 
 class PipelineError(AccelError, TypeError):
     """What was to be accelerated cannot be. The message says what it is and what is expected."""
+
+
+class CompileError(AccelError):
+    """There is no graph for a block. The message is the reason that the report shows."""

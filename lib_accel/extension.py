@@ -13,6 +13,7 @@ from modules.ui_components import InputAccordion
 from lib_accel.api.prompts import PromptWatch
 from lib_accel.api.routes import parse_credentials, router
 from lib_accel.engine import Engine
+from lib_accel.graphs.proof import HOST
 from lib_accel.hosts.webui import SETTING, WebuiHost
 from lib_accel.hosts.webui_lora import find_network
 from lib_accel.hosts.webui_lora_files import KeptNetworks, ReadAhead
@@ -92,7 +93,8 @@ class AccelScript(scripts.Script):  # type: ignore[misc]
     def process(self, p: Any, enabled: bool = True, *args: Any) -> None:
         """Takes what this generation asks for, now that the host has applied its override_settings."""
         _host.want(p, bool(enabled))
-        if not _host.options().enabled:
+        options = _host.options()
+        if not options.enabled or options.code == HOST:
             _host.give_networks_back()
 
     def postprocess(self, p: Any, *args: Any) -> None:

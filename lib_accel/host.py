@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
@@ -15,6 +16,9 @@ class Host(Protocol):
 
     # Attribute that the host sets on a layer whose weights carry networks, or None if it sets none.
     network_mark: str | None
+
+    # Whether somebody calls Engine.begin_generation for each of its pictures.
+    tells_generations: bool
 
     def owns(self, module: nn.Module) -> bool:
         """Whether this module is one of the host's, so that its calls are ours to take."""
@@ -45,6 +49,9 @@ class Host(Protocol):
 
         Called for models that the host's own code walks, whether or not acceleration is on.
         """
+
+    def cache_folder(self) -> Path:
+        """Where what was measured on this machine is kept."""
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         """The live UNet and control models by name, for the report."""

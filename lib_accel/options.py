@@ -8,21 +8,29 @@ from typing import Any
 from lib_accel.errors import OptionError
 
 
-def _option(default: Any, label: str, help_text: str) -> Any:
-    return field(default=default, metadata={"label": label, "help": help_text})
+def _option(default: Any, label: str, help_text: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"label": label, "help": help_text, "choices": choices})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What the user asked for. Equal options give equal choices.
 
-    Raises OptionError if a value has the wrong type, or a number is below 0.
+    Raises OptionError if a value has the wrong type, is none of the choices, or a number is below 0.
     """
 
     enabled: bool = _option(
         True,
         "Accelerate",
         "run the blocks of UNet and ControlNet from the extension's own code; the pictures stay the same",
+    )
+    code: str = _option(
+        "auto",
+        "Code of the blocks",
+        "auto: what was measured to be fastest on this machine; direct: the extension's own, never compiled; "
+        "compiled: by torch.compile wherever its result is right, be it faster or not, after minutes of "
+        "compiling; host: without the extension, to compare with",
+        ("auto", "direct", "compiled", "host"),
     )
     exact_loras: bool = _option(
         False,
@@ -44,3 +52,6 @@ class Options:
                 raise OptionError(f"{option.name}: got {value!r} ({kind}), expected {expected.__name__}")
             if type(value) is int and value < 0:
                 raise OptionError(f"{option.name}: got {value}, expected 0 or more")
+            choices = option.metadata["choices"]
+            if choices and value not in choices:
+                raise OptionError(f"{option.name}: got {value!r}, expected one of {', '.join(choices)}")

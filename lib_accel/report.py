@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -13,23 +13,37 @@ class Tally:
     """Blocks by the code that they run."""
 
     direct: int = 0
+    compiled: int = 0
     host: int = 0
     reasons: Counter[str] = field(default_factory=Counter)  # why blocks run as the host's modules
 
-    def add(self, reasons: Sequence[str]) -> None:
-        """Counts one block, at host speed for these reasons or direct if there are none."""
+    def add(self, reasons: Sequence[str], *, is_compiled: bool = False) -> None:
+        """Counts one block, at host speed for these reasons, or compiled or direct if there are none."""
         if reasons:
             self.host += 1
             self.reasons.update(reasons)
+        elif is_compiled:
+            self.compiled += 1
         else:
             self.direct += 1
 
     def add_all(self, other: Tally) -> None:
         """Counts what another tally has counted."""
         self.direct += other.direct
+        self.compiled += other.compiled
         self.host += other.host
         if other.reasons:
             self.reasons.update(other.reasons)
+
+    @property
+    def fast(self) -> int:
+        """Blocks that run our code."""
+        return self.direct + self.compiled
+
+    @property
+    def total(self) -> int:
+        """All blocks."""
+        return self.fast + self.host
 
 
 @dataclass
@@ -54,6 +68,36 @@ class ModelReport:
     blocks: Tally
 
 
+@dataclass(frozen=True)
+class CaseReport:
+    """What compiled code is worth for one structure, at sizes like this one."""
+
+    block: str  # kind and shape of its largest weight
+    size: str  # of the input that it was met with
+    dtype: str
+    device: str
+    code: str  # that runs
+    next_code: str  # that runs from the next picture on
+    reason: str
+    difference: float | None  # of compiled from direct, relative L2 norm
+    tolerance: float | None
+    ms: Mapping[str, float]  # by code
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """What torch.compile has made in this process, and what it is to make."""
+
+    structures: int = 0
+    graphs: int = 0
+    recompiles: int = 0
+    compile_s: float = 0.0
+    reasons: list[str] = field(default_factory=list)  # of recompiles
+    pending: int = 0
+    making: str | None = None
+    cases: list[CaseReport] = field(default_factory=list)
+
+
 @dataclass
 class Report:
     """Everything that the status shows."""
@@ -63,6 +107,7 @@ class Report:
     stand_aside: list[str]
     models: list[ModelReport]
     generation: Generation
+    graphs: GraphReport = field(default_factory=GraphReport)
 
     @property
     def summary(self) -> str:
@@ -74,14 +119,18 @@ class Report:
         if not self.models:
             return "waiting for a model"
         done = self.generation
-        if done.host and not done.direct:
+        if done.host and not done.fast:
             return "standing aside in the last picture: " + done.reasons.most_common(1)[0][0]
         parts = self._models_in_words()
         if done.networks:
             merged = f"{done.networks} LoRA{'s' if done.networks > 1 else ''} merged"
             parts.append(f"{merged} in {1000 * done.fuse_s:.0f} ms" if done.fuse_s >= 0.001 else merged)
+        if done.compiled:
+            parts.append(f"{done.compiled} of {done.total} blocks of the last picture compiled")
+        if self.graphs.pending:
+            parts.append(f"{self.graphs.pending} graphs to be compiled")
         if done.host:
-            parts.append(f"{_share(done.direct, done.host)} of the last picture's blocks fast")
+            parts.append(f"{_share(done)} of the last picture's blocks fast")
         reasons = self.generation.reasons + sum((m.blocks.reasons for m in self.models), Counter())
         if reasons:
             parts.append("mostly because: " + reasons.most_common(1)[0][0])
@@ -93,8 +142,8 @@ class Report:
         fast = [model for model in self.models if not model.blocks.host]
         groups = [fast] * bool(fast) + [[model] for model in slow]
         return [
-            f"{', '.join(model.name for model in group)}: {sum(m.blocks.direct for m in group)} of "
-            f"{sum(m.blocks.direct + m.blocks.host for m in group)} blocks fast"
+            f"{', '.join(model.name for model in group)}: {sum(m.blocks.fast for m in group)} of "
+            f"{sum(m.blocks.total for m in group)} blocks fast"
             for group in groups
         ]
 
@@ -113,13 +162,15 @@ class Report:
                 "load_s": generation.load_s,
                 "networks": generation.networks,
             },
+            "graphs": asdict(self.graphs),
             "summary": self.summary,
         }
 
 
 def _tally(tally: Tally) -> dict[str, Any]:
-    return {"blocks": {"direct": tally.direct, "host": tally.host}, "reasons": dict(tally.reasons)}
+    blocks = {"direct": tally.direct, "compiled": tally.compiled, "host": tally.host}
+    return {"blocks": blocks, "reasons": dict(tally.reasons)}
 
 
-def _share(direct: int, host: int) -> str:
-    return f"{100 * direct / (direct + host):.0f} %"
+def _share(tally: Tally) -> str:
+    return f"{100 * tally.fast / tally.total:.0f} %"

@@ -57,6 +57,7 @@ def test_status_has_its_shape() -> None:
         "stand_aside": list,
         "models": list,
         "generation": dict,
+        "graphs": dict,
         "summary": str,
     }
     assert set(status["generation"]) == {
@@ -67,7 +68,7 @@ def test_status_has_its_shape() -> None:
         "load_s",
         "networks",
     }
-    assert status["generation"]["blocks"] == {"direct": 0, "host": 0}
+    assert status["generation"]["blocks"] == {"direct": 0, "compiled": 0, "host": 0}
 
 
 @pytest.mark.parametrize(("path", "on"), [("enable", True), ("disable", False)])

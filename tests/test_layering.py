@@ -18,6 +18,7 @@ LAYERS = (
     ("layouts", "lora"),
     ("graphs", "patching"),
     ("choice",),
+    ("steps",),
     ("bound",),
     ("engine",),
     ("hosts", "doctor", "ui", "api"),

@@ -109,10 +109,10 @@ def test_sent_report_has_every_number_under_its_name() -> None:
     generation.add(["a preview"])
     sent = report([UNET], generation).as_dict()
     assert (sent["version"], sent["enabled"], sent["stand_aside"]) == ("1.2.3", True, [])
-    blocks = {"direct": 20, "host": 5}
+    blocks = {"direct": 20, "compiled": 0, "host": 5}
     assert sent["models"] == [{"name": "UNet", "blocks": blocks, "reasons": {"a hook": 5}}]
     assert sent["generation"] == {
-        "blocks": {"direct": 7, "host": 1},
+        "blocks": {"direct": 7, "compiled": 0, "host": 1},
         "reasons": {"a preview": 1},
         "model_calls": 40,
         "fuse_s": 0.5,

@@ -437,6 +437,33 @@ def test_settings_are_registered_with_their_defaults(fakes: SimpleNamespace, ext
     assert labels["accel_enabled"].comment
 
 
+def test_the_code_of_blocks_is_chosen_from_a_list(fakes: SimpleNamespace, extension: Any) -> None:
+    fakes.script_callbacks.registered["on_ui_settings"]()
+    setting = fakes.shared.opts.data_labels["accel_code"]
+    assert setting.default == "auto"
+    assert setting.component_args["choices"] == ["auto", "direct", "compiled", "host"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"), [("compiled", "compiled"), ("fastest", "auto"), (None, "auto")]
+)
+def test_a_saved_code_that_does_not_exist_counts_as_the_default(
+    fakes: SimpleNamespace, extension: Any, saved: Any, expected: str
+) -> None:
+    fakes.shared.opts.accel_code = saved
+    assert extension._host.options().code == expected
+
+
+def test_what_is_measured_is_kept_beside_the_webuis_caches(
+    monkeypatch: pytest.MonkeyPatch, fakes: SimpleNamespace, extension: Any, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("ACCEL_CACHE_DIR", raising=False)
+    fakes.paths_internal.data_path = str(tmp_path)
+    assert extension._host.cache_folder() == tmp_path / "cache" / "accel"
+    monkeypatch.setenv("ACCEL_CACHE_DIR", str(tmp_path / "other"))
+    assert extension._host.cache_folder() == tmp_path / "other"
+
+
 @pytest.mark.parametrize("how", ["flag", "environment"])
 def test_started_off_it_stays_off_and_says_so(
     monkeypatch: pytest.MonkeyPatch, fakes: SimpleNamespace, how: str

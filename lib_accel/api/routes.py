@@ -15,6 +15,7 @@ class Blocks(BaseModel):
     """How many blocks run which code."""
 
     direct: int
+    compiled: int
     host: int
 
 
@@ -37,6 +38,34 @@ class Generation(BaseModel):
     networks: int
 
 
+class Case(BaseModel):
+    """What compiled code is worth for one kind of block, at sizes like this one."""
+
+    block: str
+    size: str
+    dtype: str
+    device: str
+    code: str
+    next_code: str
+    reason: str
+    difference: float | None
+    tolerance: float | None
+    ms: dict[str, float]
+
+
+class Graphs(BaseModel):
+    """What torch.compile has made, and what it is to make."""
+
+    structures: int
+    graphs: int
+    recompiles: int
+    compile_s: float
+    reasons: list[str]
+    pending: int
+    making: str | None
+    cases: list[Case]
+
+
 class Status(BaseModel):
     """What runs how, and why."""
 
@@ -45,6 +74,7 @@ class Status(BaseModel):
     stand_aside: list[str]
     models: list[Model]
     generation: Generation
+    graphs: Graphs
     summary: str
 
 

@@ -30,7 +30,7 @@ def row(case: Mapping[str, Any]) -> list[str]:
         f"{case['accelerated_ms']:.1f}",
         f"{case['ratio']:.3f}",
         f"{case['ratio_low95']:.3f}",
-        str(speeds["direct"]),
+        str(speeds["direct"] + speeds["compiled"]),
         str(speeds["host"]),
         f"{far['rel_l2']:.1e}",
         str(far.get("picture_max", "-")),

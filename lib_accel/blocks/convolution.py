@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib_accel.device import is_compiling
+
 
 class ConvSpec(NamedTuple):
     """What of a two-dimensional convolution is not a tensor: pairs of (height, width)."""
@@ -36,7 +38,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> 
         high, wide = spec.padding
         x = F.pad(x, (wide, wide, high, high), mode="circular")
         spec = spec._replace(padding=(0, 0), circular=False)
-    if x.device.type == "cpu" and weight.is_contiguous():
+    if x.device.type == "cpu" and weight.is_contiguous() and not is_compiling():
         # A channels-last image would make torch copy the weight to that layout at every call.
         x = x.contiguous()
         if weight.nbytes > _LARGE_WEIGHT_BYTES and x.dtype is weight.dtype is torch.float32:

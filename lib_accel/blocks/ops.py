@@ -28,7 +28,7 @@ def cast(dtype: torch.dtype | None, *tensors: Any) -> Any:
     """The tensors (or None) in `dtype`, or as they are if that is None."""
     if dtype is None:
         return tensors
-    return tuple(t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors)
+    return tuple([t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors])
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, rules: Rules) -> Tensor:
@@ -65,6 +65,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, rules: Rule
     query, key, value = cast(rules.matmul, query, key, value)
     batch, tokens, channels = query.shape
     size = channels // heads
-    query, key, value = (t.view(len(t), -1, heads, size).transpose(1, 2) for t in (query, key, value))
+    # A list, not a generator: torch 2.1 cannot trace that.
+    query, key, value = [t.view(len(t), -1, heads, size).transpose(1, 2) for t in (query, key, value)]
     mixed = F.scaled_dot_product_attention(query, key, value)
     return mixed.transpose(1, 2).reshape(batch, tokens, channels)

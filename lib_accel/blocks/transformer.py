@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,35 @@ class FeedForwardSpec(NamedTuple):
     eps: float
 
 
+class BlockWeights(NamedTuple):
+    """Weights of the three parts of a block."""
+
+    first: AttentionWeights
+    second: AttentionWeights
+    feed_forward: FeedForwardWeights
+
+
+class BlockSpec(NamedTuple):
+    """What of a block is not a tensor."""
+
+    first: AttentionSpec
+    crosses_first: bool  # whether the first attention has the context too, instead of the tokens
+    second: AttentionSpec
+    feed_forward: FeedForwardSpec
+
+
+_ATTENTION_FIELDS = len(AttentionWeights._fields)
+
+
+def block_weights(*flat: Tensor | None) -> BlockWeights:
+    """The weights of a block, of those of its parts one after the other."""
+    second = 2 * _ATTENTION_FIELDS
+    parts: Any = (flat[:_ATTENTION_FIELDS], flat[_ATTENTION_FIELDS:second], flat[second:])
+    return BlockWeights(
+        AttentionWeights(*parts[0]), AttentionWeights(*parts[1]), FeedForwardWeights(*parts[2])
+    )
+
+
 def enter(x: Tensor, weights: FrameWeights, spec: GroupNormSpec, rules: Rules) -> Tensor:
     """Norm and projection of an image (batch, channels, height, width) to (batch, height * width, inner)."""
     normed = group_norm(x, weights.norm, weights.norm_bias, spec, rules)
@@ -106,3 +135,12 @@ def feed_forward(x: Tensor, weights: FeedForwardWeights, spec: FeedForwardSpec, 
     normed = layer_norm(x, w.norm, w.norm_bias, spec.eps, rules)
     value, gate = linear(normed, w.proj, w.proj_bias, rules).chunk(2, dim=-1)
     return linear(value * F.gelu(gate), w.out, w.out_bias, rules) + x
+
+
+def transformer_block(
+    x: Tensor, context: Tensor | None, weights: BlockWeights, spec: BlockSpec, rules: Rules
+) -> Tensor:
+    """Both attentions, then the feed-forward; x: (batch, tokens, channels), context as in `attend`."""
+    x = attend(x, context if spec.crosses_first else None, weights.first, spec.first, rules)
+    x = attend(x, context, weights.second, spec.second, rules)
+    return feed_forward(x, weights.feed_forward, spec.feed_forward, rules)

@@ -33,6 +33,6 @@ def row(outcome: Outcome) -> list[str]:
         f"{figures.accelerated_ms:.1f}",
         f"{figures.ratio:.2f}x",
         f"{outcome.difference[0]}/255",
-        f"{speeds['direct']}/{speeds['host']}",
+        f"{speeds['direct'] + speeds['compiled']}/{speeds['host']}",
         f"{switch[STOCK]:.0f}/{switch[ACCELERATED]:.0f}" if outcome.case.loras else "-",
     ]

@@ -20,8 +20,10 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from lib_accel.choice import Choice
 from lib_accel.engine import Engine
 from lib_accel.errors import OptionError, PipelineError
+from lib_accel.graphs.verdicts import default_folder
 from lib_accel.layouts.reading import class_name, is_compiled
 from lib_accel.lora.arrival import TEXT, UNET, Arrival
 from lib_accel.lora.formats import LoraError
@@ -99,9 +101,10 @@ class Handle:
     It may be dropped: acceleration lasts as long as the UNet does, or until `detach`. LoRAs then stay.
     """
 
-    def __init__(self, pipe: Any, options: Options) -> None:
+    def __init__(self, pipe: Any, options: Options, choice: Choice | None = None) -> None:
+        """`choice`: see Engine."""
         self._host = DiffusersHost(pipe, options)
-        self._engine = Engine(self._host)
+        self._engine = Engine(self._host, choice)
         self._lock = threading.RLock()  # around the fuser and the counters of a generation
         self._library = Library(options.lora_cache_mib)
         self._ahead: ThreadPoolExecutor | None = None  # reads for `prefetch`
@@ -237,6 +240,13 @@ class Handle:
         """Whether the fuser is for these models."""
         return models == dict(self._fused_models)
 
+    def warm_up(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
+        """Compiles all that pictures so far have asked for, see Engine.warm_up.
+
+        With the option code="compiled", or "auto" on a GPU; else there is nothing to do.
+        """
+        return self._engine.warm_up(timeout_s, tell)
+
     def begin_generation(self) -> None:
         """Starts the counters of `report().generation` anew."""
         self._engine.begin_generation()
@@ -297,6 +307,7 @@ class DiffusersHost:
     """host.Host for one pipeline."""
 
     network_mark: str | None = None  # networks are fused when they are set, not when a layer is next called
+    tells_generations = False
 
     def __init__(self, pipe: Any, options: Options) -> None:
         self.wanted = options
@@ -398,6 +409,10 @@ class DiffusersHost:
                 arrival.before_call(UNET if name == "unet" else TEXT)
         if arrival.is_done and arrival is self.arrival:
             self.arrival = None
+
+    def cache_folder(self) -> Path:
+        """The user's caches, or what ACCEL_CACHE_DIR says."""
+        return default_folder()
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         """The pipeline's models by the names of its components."""

@@ -5,13 +5,15 @@ Facts about the host that this file relies on name the file they were read in.
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from modules import devices, scripts, sd_models, sd_unet, shared
+from modules import devices, paths_internal, scripts, sd_models, sd_unet, shared
 from torch import nn
 
 from lib_accel.hosts.webui_lora import MARK, Merger, wanted_networks
@@ -53,6 +55,7 @@ class WebuiHost:
     """host.Host for the webui."""
 
     network_mark: str | None = MARK
+    tells_generations = True
 
     def __init__(self, *, is_off: bool = False) -> None:
         """`is_off`: whether the webui was started with acceleration off, whatever the settings say."""
@@ -154,6 +157,11 @@ class WebuiHost:
     def before_call(self, model: nn.Module) -> None:
         """Nothing: the Lora extension has read everything before it lets a model be called."""
 
+    def cache_folder(self) -> Path:
+        """Beside the webui's own caches (modules/cache.py), or what ACCEL_CACHE_DIR says."""
+        chosen = os.environ.get("ACCEL_CACHE_DIR")
+        return Path(chosen) if chosen else Path(paths_internal.data_path, "cache", "accel")
+
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         """The parts of the loaded checkpoint, and the control models that sd-webui-controlnet keeps."""
         checkpoint = sd_models.model_data.sd_model
@@ -172,6 +180,7 @@ def _at(owner: Any, path: str) -> Any:
 
 
 _DEFAULTS = asdict(Options())
+_CHOICES = {option.name: option.metadata["choices"] for option in fields(Options)}
 
 
 def _saved(name: str, default: Any) -> Any:
@@ -180,6 +189,8 @@ def _saved(name: str, default: Any) -> Any:
         value = type(default)(_setting(SETTING.format(name), default))
     except (TypeError, ValueError):
         return default
+    if isinstance(default, str):
+        return value if value in _CHOICES[name] else default
     return max(value, type(default)(0))
 
 

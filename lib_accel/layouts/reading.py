@@ -45,8 +45,9 @@ class Part(NamedTuple):
 class Candidate(NamedTuple):
     """A block that our functions may run: how to read it, and how its owner calls the live module.
 
-    `kind` is a key of choice.STEPS. `read` raises LayoutError where our function cannot run the block; then
-    `call_live` runs it, of (x, emb, context), or if there is none, the whole owner stays with the host.
+    `kind` is a key of blocks.kinds.KINDS, or "transformer" or "silu". `read` raises LayoutError where our
+    function cannot run the block; then `call_live` runs it, of (x, emb, context), or if there is none, the
+    whole owner stays with the host.
     """
 
     kind: str

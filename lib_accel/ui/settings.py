@@ -14,6 +14,7 @@ from lib_accel.options import Options
 _COMPONENTS: dict[Any, tuple[Any, dict[str, Any]]] = {
     bool: (gr.Checkbox, {}),
     int: (gr.Number, {"precision": 0, "minimum": 0}),
+    str: (gr.Dropdown, {}),
 }
 
 
@@ -33,4 +34,6 @@ def settings() -> Iterator[Setting]:
     for option in fields(Options):
         component, arguments = _COMPONENTS[type(option.default)]
         told = option.metadata
+        if told["choices"]:
+            arguments = arguments | {"choices": list(told["choices"])}
         yield Setting(option.name, option.default, told["label"], component, arguments, told["help"])

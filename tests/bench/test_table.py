@@ -12,7 +12,7 @@ CASE: dict[str, Any] = {
     "accelerated_ms": 6.0,
     "ratio": 2.0575,
     "ratio_low95": 1.9,
-    "blocks": {"by_speed": {"direct": 40, "host": 2}, "reasons": {"because": 2}},
+    "blocks": {"by_speed": {"direct": 40, "compiled": 0, "host": 2}, "reasons": {"because": 2}},
     "difference": {"rel_l2": 1.26e-6, "picture_max": 1, "picture_mean": 0.001},
 }
 

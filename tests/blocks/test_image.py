@@ -21,8 +21,8 @@ from lib_accel.blocks.ops import GroupNormSpec
 from lib_accel.blocks.rules import AS_IT_COMES, rules_for
 from lib_accel.blocks.sample import ConvWeights
 from lib_accel.bound import ModelCall
-from lib_accel.choice import choose
 from lib_accel.layouts.slots import LiveWeights
+from lib_accel.steps import choose
 from tests.blocks.test_against_host import PLAIN, Mode, autocast
 from tests.fakes.models import difference, randomized
 from tests.fakes.vae import chain, picture, sgm_model, tiny_decoder, tiny_encoder

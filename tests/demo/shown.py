@@ -36,7 +36,7 @@ def outcome(
         figures=Paired(MS[STOCK], MS[ACCELERATED], 1.5, 1.4),
         first_ms={STOCK: 40.0, ACCELERATED: 50.0},
         switch_ms={STOCK: 300.0, ACCELERATED: 12.4},
-        blocks={"by_speed": {"direct": 45, "host": 1}, "reasons": {"because": 1}},
+        blocks={"by_speed": {"direct": 45, "compiled": 0, "host": 1}, "reasons": {"because": 1}},
         pictures={
             STOCK: [picture(LEVELS[STOCK], width=width)] * prompts,
             ACCELERATED: [picture(ours, width=width)] * prompts,
@@ -55,7 +55,7 @@ class FakeStage:
     def __init__(self) -> None:
         self.told: list[Any] = []
         self.switch_ms = {STOCK: 300.0, ACCELERATED: 12.4}
-        self.blocks = {"by_speed": {"direct": 45, "host": 1}, "reasons": {"because": 1}}
+        self.blocks = {"by_speed": {"direct": 45, "compiled": 0, "host": 1}, "reasons": {"because": 1}}
 
     def wear(self, count: int) -> None:
         self.told.append(count)

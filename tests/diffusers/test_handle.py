@@ -153,7 +153,7 @@ def test_counters_start_anew_with_a_generation(accelerate: Accelerate) -> None:
 def test_report_as_plain_values_names_the_models(accelerate: Accelerate) -> None:
     report = accelerate(models.pipeline("controlnet")).report().as_dict()
     assert [model["name"] for model in report["models"]] == ["vae", "text_encoder", "unet", "controlnet"]
-    assert report["models"][2]["blocks"] == {"direct": BLOCKS, "host": 0}
+    assert report["models"][2]["blocks"] == {"direct": BLOCKS, "compiled": 0, "host": 0}
     assert (report["enabled"], report["version"]) == (True, lib_accel.__version__)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,8 @@ class FakeHost:
         self.attention: list[str] = []
         self.trusted: list[Callable[..., Any]] = []
         self.live: list[tuple[str, nn.Module]] = []
+        self.tells_generations = True
+        self.folder: Path | None = None  # None: nothing is kept
         self.called: list[str] = []  # classes of whole models, as before_call met them
 
     def owns(self, module: nn.Module) -> bool:
@@ -52,6 +55,9 @@ class FakeHost:
 
     def before_call(self, model: nn.Module) -> None:
         self.called.append(type(model).__name__)
+
+    def cache_folder(self) -> Path | None:
+        return self.folder
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         return self.live

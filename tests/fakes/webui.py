@@ -7,7 +7,16 @@ from collections.abc import Callable
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
-_NAMES = ("devices", "scripts", "sd_models", "sd_unet", "shared", "script_callbacks", "ui_components")
+_NAMES = (
+    "devices",
+    "paths_internal",
+    "scripts",
+    "sd_models",
+    "sd_unet",
+    "shared",
+    "script_callbacks",
+    "ui_components",
+)
 
 
 class FakeOptions:
@@ -90,7 +99,7 @@ class FakeGradio(ModuleType):
     def __init__(self) -> None:
         super().__init__("gradio")
         self.made: list[Any] = []
-        for name in ("Row", "HTML", "Button", "Checkbox", "Number", "Radio"):
+        for name in ("Row", "HTML", "Button", "Checkbox", "Number", "Radio", "Dropdown"):
             setattr(self, name, self._making(type(name, (FakeComponent,), {})))
 
     def _making(self, kind: type) -> Callable[..., Any]:
@@ -106,6 +115,7 @@ def install() -> SimpleNamespace:
     modules: dict[str, ModuleType] = {name: ModuleType(f"modules.{name}") for name in _NAMES}
     modules["script_callbacks"] = FakeCallbacks()
     vars(modules["devices"]).update(unet_needs_upcast=False, fp8=False)
+    vars(modules["paths_internal"]).update(data_path="no such folder")
     vars(modules["scripts"]).update(scripts_data=[], Script=object, AlwaysVisible=object())
     vars(modules["sd_models"]).update(model_data=SimpleNamespace(sd_model=None))
     vars(modules["sd_unet"]).update(current_unet=None)

@@ -27,7 +27,8 @@ class Blocks:
         """Read the part of the extension's status on the latest generation."""
         generation = status["generation"]
         blocks = generation["blocks"]
-        return cls(blocks["direct"], blocks["host"], generation["reasons"], generation["networks"])
+        fast = blocks["direct"] + blocks["compiled"]
+        return cls(fast, blocks["host"], generation["reasons"], generation["networks"])
 
 
 @dataclass(frozen=True)

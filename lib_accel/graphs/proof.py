@@ -1,0 +1,138 @@
+"""A block computed by each code in turn on the same live inputs: do they agree, and which is the fastest?"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+HOST, DIRECT, COMPILED = "host", "direct", "compiled"
+
+Side = Callable[[], Tensor]
+
+# Largest difference, as a share of the output's length (relative L2 norm). A graph joins operations, so that
+# it rounds in other places: by some units in the last place, in half precision after each joined operation.
+# A wrong block is far beyond: a missing bias, say, gives 1e-2 and more.
+_TOLERANCES: Mapping[torch.dtype, float] = MappingProxyType(
+    {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+)
+# Softmax and the residual sums of three parts carry more of it.
+_FACTORS: Mapping[str, float] = MappingProxyType({"transformer block": 2.0, "image attention": 2.0})
+
+_ROUNDS = 5  # of each side, forth and back
+_LONGEST_S = 1.0  # of the rounds of one proof; there are two in any case
+_FEWEST_ROUNDS = 2
+_LEAST_GAIN = 0.03  # share of the time; less is noise on any machine
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which code a block runs, and why."""
+
+    code: str  # HOST, DIRECT or COMPILED
+    reason: str
+    difference: float | None = None  # of compiled from direct, relative L2 norm
+    tolerance: float | None = None
+    ms: Mapping[str, float] = field(default_factory=dict)  # median by code
+
+
+def tolerance(kind: str, dtype: torch.dtype) -> float:
+    """How far two codes of this kind may be apart, as a share of the output's length."""
+    return _TOLERANCES.get(dtype, _TOLERANCES[torch.float32]) * _FACTORS.get(kind, 1.0)
+
+
+def prove(sides: Mapping[str, Side], kind: str, *, is_forced: bool = False) -> Verdict:
+    """The code to run from now on, of those that `sides` computes: DIRECT, and COMPILED or HOST or both.
+
+    DIRECT is what a block runs that nothing speaks against. COMPILED must agree with it, and with HOST if
+    that is there, and be faster by more than the noise, or only agree if `is_forced`. HOST must be faster
+    than both. Costs some runs of the block by each code.
+    """
+    outputs = {code: side() for code, side in sides.items()}
+    limit = tolerance(kind, outputs[DIRECT].dtype)
+    running = dict(sides)
+    difference, fault = None, ""
+    if COMPILED in outputs:
+        difference = _difference(outputs[COMPILED], outputs[DIRECT])
+        fault = _fault(outputs, limit, difference)
+        if fault:
+            del running[COMPILED]
+    del outputs
+    times = _times(running)
+    ms = {code: 1000 * statistics.median(each) for code, each in times.items()}
+    code, reason = _choice(times, is_forced=is_forced)
+    return Verdict(code, fault or reason, difference, limit, ms)
+
+
+def _difference(first: Tensor, second: Tensor) -> float:
+    """Relative L2 norm of the difference; infinite if one is not finite where the other is."""
+    if first.shape != second.shape or first.dtype is not second.dtype:
+        return math.inf
+    if not torch.equal(torch.isfinite(first), torch.isfinite(second)):
+        return math.inf
+    first, second = (torch.nan_to_num(each.double(), 0.0, 0.0, 0.0) for each in (first, second))
+    length = float(second.norm())
+    apart = float((first - second).norm())
+    return apart / length if length else (0.0 if not apart else math.inf)
+
+
+def _fault(outputs: Mapping[str, Tensor], limit: float, difference: float) -> str:
+    """Why compiled code may not run; empty if it may."""
+    if difference > limit:
+        return f"compiled differs from direct by {difference:.1e}, tolerated are {limit:.1e}"
+    if HOST in outputs:
+        # What direct and the host are apart by themselves is the order of their sums, not the graph's fault.
+        apart = _difference(outputs[COMPILED], outputs[HOST])
+        allowed = limit + _difference(outputs[DIRECT], outputs[HOST])
+        if not apart <= allowed or math.isinf(apart):
+            return f"compiled differs from the host's block by {apart:.1e}, tolerated are {allowed:.1e}"
+    return ""
+
+
+def _times(sides: Mapping[str, Side]) -> dict[str, list[float]]:
+    """Seconds of each side, forth and back in turn, so that none has the quieter half."""
+    times: dict[str, list[float]] = {code: [] for code in sides}
+    began = time.perf_counter()
+    order = list(sides)
+    for number in range(_ROUNDS):
+        if number >= _FEWEST_ROUNDS and time.perf_counter() - began > _LONGEST_S:
+            break
+        for code in (*order, *reversed(order)):
+            times[code].append(_seconds(sides[code]))
+    return times
+
+
+def _seconds(side: Side) -> float:
+    _wait()
+    began = time.perf_counter()
+    side()
+    _wait()
+    return time.perf_counter() - began
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _choice(times: Mapping[str, list[float]], *, is_forced: bool) -> tuple[str, str]:
+    if COMPILED in times and is_forced:
+        return COMPILED, "asked for"
+    best, reason = DIRECT, "nothing is faster"
+    for code in (COMPILED, HOST):
+        if code in times and (gain := _gain(times[best], times[code])) > 0:
+            best, reason = code, f"{100 * gain:.0f} % less time than {best}"
+    return best, reason
+
+
+def _gain(slower: list[float], faster: list[float]) -> float:
+    """Share of the time that is saved, or 0 if that could be noise: it must show in the slowest quarter."""
+    pairs = sorted(1 - b / a for a, b in zip(slower, faster, strict=True))
+    gain = pairs[len(pairs) // 4]
+    return gain if gain > _LEAST_GAIN else 0.0
