@@ -88,6 +88,7 @@ class Engine:
     def detach(self) -> None:
         """Puts every class back as it was; what others captured of ours goes on as the original."""
         self._is_attached = False
+        self._choice.cancel()
         for owner in self._entries:
             junction(owner, "forward").leave(self)
         self._forget()

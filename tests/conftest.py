@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -25,6 +26,15 @@ def _one_torch_thread() -> None:
 
     torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each test begins as on a new machine; the folder is made when something is first kept."""
+    folder = tmp_path_factory.getbasetemp() / f"cache-{next(_NUMBERS)}"
+    monkeypatch.setenv("ACCEL_CACHE_DIR", str(folder))
+
+
+_NUMBERS = itertools.count()
 
 # The fakes import `ldm`, so they are imported only once xformers is hidden.
 

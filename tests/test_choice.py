@@ -92,7 +92,6 @@ def studio(compiler: Compiler) -> Iterator[Studio]:
 def _attached(studio: Studio) -> Iterator[Studio]:
     studio.engine.attach()
     yield studio
-    studio.choice.cancel()
     studio.engine.detach()
 
 
@@ -109,7 +108,6 @@ def with_backend() -> Iterator[Callable[..., Studio]]:
 
     yield make
     for studio in made:
-        studio.choice.cancel()
         studio.engine.detach()
 
 

@@ -234,6 +234,45 @@ class Ask:
         return [outcome]
 
 
+@dataclass(frozen=True)
+class GraphsMade:
+    """Wait until every graph is made that a picture has asked for."""
+
+    label: str = "graphs are made"
+    patience_s: float = 1200.0  # a compiler takes seconds for each, on a loaded machine many
+
+    def run(self, session: Session) -> list[Outcome]:
+        """Ask now and then."""
+        outcome = Outcome(self.label)
+        deadline = time.monotonic() + self.patience_s
+        while session.ours and (left := session.status()["graphs"]["pending"]):
+            if time.monotonic() > deadline:
+                outcome.problems.append(f"{left} graphs are not made after {self.patience_s:.0f} s")
+                break
+            time.sleep(1.0)
+        return [outcome]
+
+
+@dataclass(frozen=True)
+class RanCompiled:
+    """Whether blocks of the latest picture ran compiled, and no structure has more than two graphs."""
+
+    label: str = "ran compiled"
+
+    def run(self, session: Session) -> list[Outcome]:
+        """Look at the status."""
+        outcome = Outcome(self.label)
+        if session.ours:
+            status = session.status()
+            graphs, compiled = status["graphs"], status["generation"]["blocks"]["compiled"]
+            if not compiled:
+                reasons = {case["reason"] for case in graphs["cases"] if case["code"] != "compiled"}
+                outcome.problems.append(f"nothing ran compiled: {sorted(reasons)[:3]}")
+            if graphs["graphs"] > 2 * graphs["structures"]:
+                outcome.problems.append(f"{graphs['graphs']} graphs of {graphs['structures']} structures")
+        return [outcome]
+
+
 NUMBER = (int, float)
 SHAPES: dict[str, Any] = {
     "version": str,
@@ -243,10 +282,13 @@ SHAPES: dict[str, Any] = {
     "summary": str,
     "generation.model_calls": int,
     "generation.blocks.direct": int,
+    "generation.blocks.compiled": int,
     "generation.blocks.host": int,
     "generation.reasons": dict,
     "generation.fuse_s": NUMBER,
     "generation.networks": int,
+    "graphs.pending": int,
+    "graphs.cases": list,
 }
 MODEL_SHAPES: dict[str, Any] = {"name": str, "blocks.direct": int, "blocks.host": int, "reasons": dict}
 

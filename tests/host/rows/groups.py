@@ -9,7 +9,7 @@ from ..outcome import CLEAN, Speed, part
 from ..picture import AGAIN, BASE, loras, picture, unit
 from ..row import Group, Row, group, row
 from ..steps import Ask, Code, Draw, StatusShape, Step
-from . import checkpoints, controls, features, networks, shapes, text, trouble, vae
+from . import checkpoints, compiled, controls, features, networks, shapes, text, trouble, vae
 from .networks import merged
 from .server_code import COMPARE_WEIGHTS, KEEP_WEIGHTS
 
@@ -84,6 +84,7 @@ GROUPS: tuple[Group, ...] = (
     group("vae", vae.rows()),
     group("text", (*text.rows(text.TINY), *text.patch_rows())),
     group("checkpoints", checkpoints.rows(), models=("tiny", "xl", "v2")),
+    group("compiled", compiled.rows()),
     group("sdp", (*everything("tiny_lora_a", "tiny_lora_d:0.4"),), flags=("--opt-sdp-attention",)),
     group("channelslast", everything(*TINY), flags=("--opt-channelslast",)),
     group("medvram", everything(*TINY), flags=("--medvram",)),
