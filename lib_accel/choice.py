@@ -50,7 +50,7 @@ _COMPILES_BY_ITSELF: Mapping[str, str] = MappingProxyType({"cuda": "2.6"})
 _IDLE_AFTER_S = 1.0  # without a call of a model
 _PROOF_SHARE = 0.1  # of a picture's time, which proofs may take
 _MOST_MISSES = 2  # of a case, until its graph is given up
-_FAILURES_TO_GIVE_UP = 3  # one after the other, for the same reason: there is no compiler, say
+_FAILURES_TO_GIVE_UP = 3  # for the same reason, and nothing was ever compiled: there is no compiler, say
 
 
 class Block:
@@ -113,6 +113,7 @@ class Choice:
         self._began_at = time.monotonic()
         self._proof_s = 0.0
         self._failures: list[str] = []  # the latest, as long as they are alike
+        self._has_compiled = False
 
     def for_call(self, code: str, device_type: str) -> Choice | None:
         """This, if there is something to choose in a call on that device with the option `code`, or None."""
@@ -190,7 +191,7 @@ class Choice:
         return self._surroundings[name]
 
     def _ask_for_graph(self, case: _Case) -> None:
-        if len(self._failures) >= _FAILURES_TO_GIVE_UP:
+        if self._has_given_up:
             case.verdict = Verdict(DIRECT, f"not tried: {self._failures[-1]}")
             return
         part = Part(case.key.structure, case.key.condition, case.sizes)
@@ -206,11 +207,15 @@ class Choice:
             alike = reason.rpartition(": ")[2]
             self._failures = [*self._failures, alike] if alike in self._failures else [alike]
             _log.info("not compiled: %s", reason)
-            if len(self._failures) >= _FAILURES_TO_GIVE_UP:
+            if self._has_given_up:
                 self._give_up()
         else:
-            self._failures = []
+            self._has_compiled = True
             case.graph = result
+
+    @property
+    def _has_given_up(self) -> bool:
+        return not self._has_compiled and len(self._failures) >= _FAILURES_TO_GIVE_UP
 
     def _give_up(self) -> None:
         self._workshop.cancel()
@@ -302,8 +307,12 @@ class Choice:
         return self._workshop.finish(timeout_s, tell)
 
     def cancel(self) -> None:
-        """Forgets the graphs that are not begun; their blocks stay direct."""
+        """Forgets the graphs that are not begun, until a block asks for them again."""
         self._workshop.cancel()
+        with self._lock:
+            for case in self._cases.values():
+                case.is_asked = case.graph is not None
+            self._version += 1
 
     def clear(self) -> int:
         """Forgets all verdicts, here and on disk; returns how many there were."""

@@ -33,8 +33,8 @@ def autocast_on(device_type: str, dtype: torch.dtype) -> AbstractContextManager[
 
 
 def is_compiling() -> bool:
-    """Whether torch.compile is tracing the caller."""
-    if hasattr(torch.compiler, "is_compiling"):  # since torch 2.3
-        return bool(torch.compiler.is_compiling())
+    """Whether torch.compile is tracing the caller; not whether another thread is compiling something."""
+    if hasattr(torch.compiler, "is_dynamo_compiling"):  # since torch 2.2; is_compiling is true in all threads
+        return bool(torch.compiler.is_dynamo_compiling())
     # Who has not imported it compiles nothing, and importing it takes a second.
     return "torch._dynamo" in sys.modules and bool(torch._dynamo.is_compiling())

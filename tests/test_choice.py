@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,27 @@ def test_a_control_model_adds_no_structure(studio: Studio) -> None:
     assert studio.engine.report().graphs.structures == before
 
 
+def test_a_picture_runs_direct_while_another_thread_compiles(with_backend: Callable[..., Studio]) -> None:
+    is_compiling, may_go_on = threading.Event(), threading.Event()
+
+    def backend(module: Any, example: Any) -> Any:
+        is_compiling.set()
+        may_go_on.wait(60)
+        return module.forward
+
+    unet = small_unet()
+    studio = with_backend(backend)
+    studio.picture(unet)
+    finishing = threading.Thread(target=studio.engine.warm_up)
+    finishing.start()
+    assert is_compiling.wait(60)
+    studio.picture(unet)
+    done = studio.engine.generation.copy()
+    may_go_on.set()
+    finishing.join()
+    assert (done.direct, done.compiled, done.host) == (11, 0, 0)
+
+
 # What is remembered
 
 
@@ -405,6 +427,26 @@ def test_after_the_same_failure_thrice_the_compiler_is_left_alone(
     before = len(tried)
     studio.engine.warm_up(timeout_s=120)
     assert len(tried) == before
+
+
+def test_one_size_too_many_does_not_end_compiling(with_backend: Callable[..., Studio]) -> None:
+    unet = small_unet()
+    studio = with_backend(lambda module, example: module.forward)
+    for _ in range(3):
+        torch._dynamo.reset()
+        studio.warmed(unet)
+    studio.warmed(tiny_unet())
+    assert studio.compiled > 0
+
+
+def test_what_was_cancelled_is_asked_for_again(with_backend: Callable[..., Studio]) -> None:
+    unet = small_unet()
+    studio = with_backend(lambda module, example: module.forward)
+    studio.picture(unet)
+    studio.engine.detach()
+    studio.engine.attach()
+    studio.warmed(unet)
+    assert studio.compiled == SMALL
 
 
 def test_code_that_fails_after_its_proof_leaves_direct_code(with_backend: Callable[..., Studio]) -> None:
