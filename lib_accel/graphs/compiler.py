@@ -248,4 +248,4 @@ def _first_line(error: Exception) -> str:
     while isinstance(inner := getattr(error, "inner_exception", None), Exception):
         error = inner
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return f"{type(error).__name__}: {lines[0].rstrip(' :') if lines else 'no message'}"

@@ -71,11 +71,12 @@ def prove(sides: Mapping[str, Side], kind: str, *, is_forced: bool = False) -> V
 
 
 def _difference(first: Tensor, second: Tensor) -> float:
-    """Relative L2 norm of the difference; infinite if one is not finite where the other is."""
+    """Relative L2 norm of the difference; infinite if the same places do not hold the same NaN and Inf."""
     if first.shape != second.shape or first.dtype is not second.dtype:
         return math.inf
-    if not torch.equal(torch.isfinite(first), torch.isfinite(second)):
-        return math.inf
+    for is_odd in (torch.isnan, torch.isposinf, torch.isneginf):
+        if not torch.equal(is_odd(first), is_odd(second)):
+            return math.inf
     first, second = (torch.nan_to_num(each.double(), 0.0, 0.0, 0.0) for each in (first, second))
     length = float(second.norm())
     apart = float((first - second).norm())

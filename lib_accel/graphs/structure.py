@@ -1,7 +1,7 @@
 """What blocks that share a graph have in common, and tensors like theirs to compile it with.
 
-A graph is made for a structure under a condition. The structure is the same in every checkpoint, control
-model and host; the condition is where and in which numbers it runs. Sizes are in neither: they vary.
+A graph is made for a structure under a condition. The structure is the same in every checkpoint and control
+model of a family; the condition is where and in which numbers it runs. Sizes are in neither: they vary.
 """
 
 from __future__ import annotations

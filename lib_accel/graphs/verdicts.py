@@ -95,7 +95,7 @@ class Verdicts:
         """Nothing was found out, and nothing happened."""
         with self._lock:
             entries = self._loaded()
-            if entries.get(name, {}).get("code") == _TRYING:
+            if entries.get(name) == {"code": _TRYING, "process": os.getpid()}:
                 del entries[name]
                 self._write(name)
 

@@ -67,18 +67,37 @@ def compile_elsewhere(
 def _answers(process: subprocess.Popen[bytes], order: Order, silence_s: float) -> Iterator[str | None]:
     assert process.stdin is not None
     assert process.stdout is not None
-    with contextlib.suppress(OSError), process.stdin as stdin:  # it may be gone already
+    # It may be gone already, or hang before it reads.
+    with _ended_after(silence_s, process), contextlib.suppress(OSError), process.stdin as stdin:
         stdin.write(pickle.dumps(order))
     for _ in order.parts:
-        alarm = threading.Timer(silence_s, process.kill)
-        alarm.daemon = True
-        alarm.start()
-        line = process.stdout.readline()
-        alarm.cancel()
-        if not line:
+        with _ended_after(silence_s, process):
+            answer = next(filter(None, map(_answer, process.stdout)), None)
+        if answer is None:
             yield f"the compiler's process ended with {process.wait()}"
             return
-        yield json.loads(line)["error"]
+        yield answer["error"]
+
+
+@contextlib.contextmanager
+def _ended_after(silence_s: float, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Ends the process if the `with` block takes longer."""
+    alarm = threading.Timer(silence_s, process.kill)
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
+
+
+def _answer(line: bytes) -> dict[str, str | None] | None:
+    """What a worker says of a part; None for a line of somebody else, who prints when Python starts, say."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) and "error" in answer else None
 
 
 def _path() -> str:

@@ -42,7 +42,7 @@ class Workshop:
         self._now: Job | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-        self._is_urgent = False
+        self._waiting = 0  # callers of `finish`
 
     @property
     def pending(self) -> int:
@@ -73,12 +73,12 @@ class Workshop:
     def finish(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
         """Has everything made now, idle or not; whether that was done in time. `tell` hears what is left."""
         with self._changed:
-            self._is_urgent = True
+            self._waiting += 1
             self._changed.notify_all()
             try:
                 return self._changed.wait_for(lambda: self._tell(tell) == 0, timeout_s)
             finally:
-                self._is_urgent = False
+                self._waiting -= 1
 
     def _tell(self, tell: Callable[[int], None] | None) -> int:
         left = len(self._jobs)
@@ -87,9 +87,15 @@ class Workshop:
         return left
 
     def _work(self) -> None:
-        while jobs := self._next():
-            for job in self._helped(jobs):
-                self._make(job)
+        try:
+            while jobs := self._next():
+                for job in self._helped(jobs):
+                    self._make(job)
+        finally:
+            with self._changed:
+                if self._thread is threading.current_thread():  # a bug ends it: nobody shall wait for it
+                    self._jobs, self._now, self._thread = [], None, None
+                    self._changed.notify_all()
 
     def _next(self) -> list[Job]:
         """All jobs there are; none ends the thread."""
@@ -111,8 +117,10 @@ class Workshop:
                         answered += 1
                         if error is None:
                             yield job
-                        else:
+                        elif job in self._jobs:
                             self._end(job, CompileError(error))
+                        if not any(other in self._jobs for other in jobs[answered:]):  # cancelled
+                            return
             except CompileError as error:
                 _log.info("%s; compiling in this process", error)
                 break
@@ -123,7 +131,7 @@ class Workshop:
 
     def _make(self, job: Job) -> None:
         with self._changed:
-            while job in self._jobs and not (self._is_urgent or self._is_idle()):
+            while job in self._jobs and not (self._waiting or self._is_idle()):
                 self._changed.wait(_LOOK_EVERY_S)
             if job not in self._jobs:  # cancelled
                 return

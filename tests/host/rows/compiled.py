@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..outcome import host
-from ..picture import AGAIN, BASE, Picture, loras, picture, unit
+from ..picture import BASE, Picture, loras, picture, unit
 from ..row import Row, row
 from ..steps import GraphsMade, OurOptions, RanCompiled, Step
 
 FORCED = OurOptions({"accel_code": "compiled"})
 HOST = OurOptions({"accel_code": "host"})
+AS_HOST = host("option code")
 
 
 def thrice(label: str, **fields: Any) -> tuple[Step | Picture, ...]:
@@ -40,15 +41,16 @@ def rows() -> tuple[Row, ...]:
             *thrice("ControlNet", units=(unit(),), moves="base"),
             *thrice("other size", width=200, height=136),
             *thrice("batch 2", batch_size=2),
-            AGAIN,
+            picture("at last"),
             RanCompiled(),
         ),
         row(
             "the host's own blocks",
-            BASE,
             HOST,
-            picture("host", speed=host("option code"), same=""),
-            picture("host, LoRA", speed=host("option code"), **lora),
-            picture("host again", speed=host("option code"), same="host"),
+            picture(
+                "LoRA", speed=AS_HOST, prompt=loras("tiny_lora_a")
+            ),  # else the webui keeps our conditioning
+            picture("host", speed=AS_HOST, moves="LoRA"),
+            picture("host again", speed=AS_HOST, same="host"),
         ),
     )
