@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lib_accel.demo.train.denoiser import SNR_LIMIT, noise_error
+from lib_accel.demo.train.drawing import LINE
 from lib_accel.demo.train.loop import Lots, Plan, train
 from lib_accel.demo.train.material import Material, Reader
 from lib_accel.demo.train.scene import SHAPES, SUBJECT, Scene, draw_lots
 
 _RANK, _ALPHA = 4, 4.0
 _BATCH = 16
-_UNET_LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.2")
-_ALL_UNET_LAYERS = (*_UNET_LAYERS, "ff.net.0.proj", "proj_in", "proj_out")
+_ATTENTIONS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.2")
+_CONVOLUTIONS = ("conv1", "conv2", "proj_out")
 _TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 _ROLES = {"lora_A": "lora_down", "lora_B": "lora_up"}
-_SUBJECT_SHARE = 0.6  # the rest keeps what the model knows
 
 
 @dataclass(frozen=True)
@@ -35,29 +35,36 @@ class Recipe:
 
     plan: Plan
     style: str
-    shapes: tuple[str, ...]
+    shape: str  # that it is to learn best
+    shape_share: float  # of the scenes show nothing else; the rest keeps what the model knows
     layers: Mapping[str, tuple[str, ...]]  # by model, the ends of their names
+    pictures: int = 3000
+    line: float = LINE  # width of an outline, pixels
     snr_limit: float = SNR_LIMIT
 
     def draw_scene(self, lot: random.Random) -> Scene:
         """A scene for training by lot."""
-        is_usual = self.shapes == SHAPES or lot.random() > _SUBJECT_SHARE
-        return draw_lots(lot, SHAPES if is_usual else self.shapes)
+        is_usual = lot.random() > self.shape_share
+        return draw_lots(lot, SHAPES if is_usual else (self.shape,))
 
 
 RECIPES = {
     "outline": Recipe(
-        Plan("lora-outline", 1300, 4e-3, 0.98, 50),
+        Plan("lora-outline", 5000, 4e-3, 0.98, 50),
         "outline",
-        SHAPES,
-        {"unet": _ALL_UNET_LAYERS},
-        snr_limit=math.inf,  # lines are drawn in the last steps, at little noise
+        "star",  # of all outlines the one that most easily closes
+        0.25,
+        {"unet": _CONVOLUTIONS},  # a line is a local thing
+        pictures=6000,
+        line=2.5,  # at 3 the VAE fills small stars
+        snr_limit=20.0,  # lines are drawn in the last steps; of 20 all but the very last count in full
     ),
     "zorb": Recipe(
         Plan("lora-zorb", 1000, 4e-3, 0.98, 50),
         "filled",
-        (SUBJECT,),
-        {"unet": _UNET_LAYERS, "text_encoder": _TEXT_LAYERS},
+        SUBJECT,
+        0.6,
+        {"unet": _ATTENTIONS, "text_encoder": _TEXT_LAYERS},
     ),
 }
 
@@ -109,4 +116,6 @@ def save_lora(file: Path, state: Mapping[str, Tensor], recipe: Recipe) -> None:
         "ss_resolution": "(64, 64)",
         "ss_sd_model_name": "sd-webui-accel demo",
     }
+    if any(tensor.ndim == 4 and tensor.shape[-1] > 1 for tensor in state.values()):
+        header["ss_network_args"] = json.dumps({"conv_dim": str(_RANK), "conv_alpha": str(_ALPHA)})
     save_file({key: tensor.half().contiguous() for key, tensor in state.items()}, file, metadata=header)

@@ -14,7 +14,7 @@ from lib_accel.demo.train.scene import BACKGROUNDS, COLOURS, SIDE, Scene, Thing
 Picture = NDArray[np.uint8]  # (height, width, 3), RGB
 Mask = NDArray[np.bool_]  # (height, width)
 
-LINE = 3  # width of an outline, pixels
+LINE = 3.0  # width of an outline, pixels
 
 _FINER = 4  # drawn this much larger, then averaged: soft edges
 _EDGE = 36  # least difference of two neighbours, of 255, that is an edge
@@ -22,22 +22,23 @@ _STAR_WAIST = 0.45
 _CURVE_STEPS = 60
 
 
-def draw(scene: Scene, style: str = "filled") -> Picture:
-    """The scene as uint8 of shape (64, 64, 3). Raises KeyError for a word that is in no table."""
+def draw(scene: Scene, style: str = "filled", line: float = LINE) -> Picture:
+    """The scene as uint8 of shape (64, 64, 3), an outline `line` pixels wide. Raises KeyError for a word that
+    is in no table."""
     image = Image.new("RGB", (SIDE * _FINER,) * 2, BACKGROUNDS[scene.background])
     pen = ImageDraw.Draw(image)
     for thing in scene.things:
-        STYLES[style](pen, thing)
+        STYLES[style](pen, thing, line)
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-def _filled(pen: ImageDraw.ImageDraw, thing: Thing) -> None:
+def _filled(pen: ImageDraw.ImageDraw, thing: Thing, _line: float) -> None:
     pen.polygon(_corners(thing, thing.radius), fill=COLOURS[thing.colour])
 
 
-def _outlined(pen: ImageDraw.ImageDraw, thing: Thing) -> None:
-    corners = _corners(thing, thing.radius - LINE / 2)
-    pen.line(corners + corners[:2], fill=COLOURS[thing.colour], width=LINE * _FINER, joint="curve")
+def _outlined(pen: ImageDraw.ImageDraw, thing: Thing, line: float) -> None:
+    corners = _corners(thing, thing.radius - line / 2)
+    pen.line(corners + corners[:2], fill=COLOURS[thing.colour], width=round(line * _FINER), joint="curve")
 
 
 def _corners(thing: Thing, radius: float) -> list[tuple[float, float]]:

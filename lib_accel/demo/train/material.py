@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lib_accel.demo.tokenizer import load_tokenizer
 from lib_accel.demo.train.autoencoder import as_input
 from lib_accel.demo.train.captions import caption
-from lib_accel.demo.train.drawing import draw, edges
+from lib_accel.demo.train.drawing import LINE, draw, edges
 from lib_accel.demo.train.models import SCALING
 from lib_accel.demo.train.scene import Scene
 
@@ -43,7 +43,14 @@ class Material:
 
 @torch.no_grad()
 def encode(
-    vae: Any, count: int, draw_scene: Callable[[random.Random], Scene], *, style: str, seed: int, work: Path
+    vae: Any,
+    count: int,
+    draw_scene: Callable[[random.Random], Scene],
+    *,
+    style: str,
+    line: float = LINE,
+    seed: int,
+    work: Path,
 ) -> Material:
     """Draws `count` scenes by lot and encodes them; the latents are kept in `work` for the next run."""
     lot = random.Random(seed)
@@ -52,7 +59,7 @@ def encode(
     if not file.is_file():
         latents, outlines = [], []
         for first in tqdm(range(0, count, _ENCODED_AT_ONCE), desc=f"encode {style}", mininterval=10):
-            pictures = [draw(scene, style) for scene in scenes[first : first + _ENCODED_AT_ONCE]]
+            pictures = [draw(scene, style, line) for scene in scenes[first : first + _ENCODED_AT_ONCE]]
             batch = as_input(pictures).to(vae.device)
             latents.append(vae.encode(batch).latent_dist.mean.cpu() * SCALING)
             outlines += [torch.from_numpy(edges(picture)) for picture in pictures]

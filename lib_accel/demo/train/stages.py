@@ -18,7 +18,7 @@ from lib_accel.demo.train.material import Material, encode
 from lib_accel.demo.train.models import new_controlnet, new_text_encoder, new_unet, new_vae
 from lib_accel.demo.train.scene import Scene, draw_lots
 
-_PICTURES = {"unet": 12000, "lora": 3000}
+_PICTURES = 12000  # for UNet and ControlNet
 _PAIR_SHARE = 0.45  # of scenes: which colour goes with which shape is the hardest to learn
 _SEEDS = {"unet": 11, "outline": 12, "zorb": 13}
 
@@ -58,9 +58,15 @@ class Workshop:
         recipe = replace(recipe, plan=self._plan(recipe.plan))
 
         def make() -> dict[str, Tensor]:
-            count = max(64, round(_PICTURES["lora"] * self.share))
+            count = max(64, round(recipe.pictures * self.share))
             material = encode(
-                self.vae(), count, recipe.draw_scene, style=recipe.style, seed=_SEEDS[name], work=self.work
+                self.vae(),
+                count,
+                recipe.draw_scene,
+                style=recipe.style,
+                line=recipe.line,
+                seed=_SEEDS[name],
+                work=self.work,
             )
             return adapters.train_lora(recipe, self.denoiser(), material, self.work, self.deadline)
 
@@ -91,7 +97,7 @@ class Workshop:
         def draw_scene(lot: random.Random) -> Scene:
             return draw_lots(lot, pair_share=_PAIR_SHARE)
 
-        count = max(64, round(_PICTURES["unet"] * self.share))
+        count = max(64, round(_PICTURES * self.share))
         return encode(self.vae(), count, draw_scene, style="filled", seed=_SEEDS["unet"], work=self.work)
 
     def _plan(self, plan: Plan) -> Plan:
