@@ -7,13 +7,11 @@ only in `apply`, which is called between pictures.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +20,8 @@ from torch import Tensor
 from lib_accel.blocks.kinds import KINDS, compute
 from lib_accel.blocks.rules import Rules
 from lib_accel.errors import CompileError
-from lib_accel.graphs.compiler import Compiler, Graph
+from lib_accel.graphs.activity import Activity
+from lib_accel.graphs.compiler import Graph
 from lib_accel.graphs.proof import COMPILED, DIRECT, HOST, Side, Verdict, prove
 from lib_accel.graphs.structure import (
     Condition,
@@ -36,20 +35,22 @@ from lib_accel.graphs.structure import (
     structure_of,
 )
 from lib_accel.graphs.verdicts import Verdicts, surroundings
-from lib_accel.graphs.worker import Part, compile_elsewhere
-from lib_accel.graphs.workshop import Helper, Job, Workshop
+from lib_accel.graphs.worker import Part
+from lib_accel.graphs.workshop import Job, Workshop
 from lib_accel.report import CaseReport, GraphReport
-from lib_accel.requirements import is_older
 
 _log = logging.getLogger(__name__)
 
-# By device, the oldest torch whose compiler is tried without being asked for. On a CPU it gains nothing:
-# 0.85 to 1.04 times direct code on whole models, and a cold start of minutes.
-_COMPILES_BY_ITSELF: Mapping[str, str] = MappingProxyType({"cuda": "2.6"})
+# Codes for which graphs are made. "auto" is not among them as long as no device is known where compiled code
+# pays: on a CPU it is 0.85 to 1.04 times as fast as direct code, after minutes; no GPU has been measured.
+MEASURED = "measured"
+_COMPILES = (MEASURED, COMPILED)
 
-_IDLE_AFTER_S = 1.0  # without a call of a model
 _PROOF_SHARE = 0.1  # of a picture's time, which proofs may take
 _MOST_MISSES = 2  # of a case, until its graph is given up
+_MOST_TRIES = 3  # of what failed for lack of memory, say, and may do next time
+_PASSING_FAILURES = (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))
+_PASSING_NAMES = tuple(kind.__name__ for kind in _PASSING_FAILURES)  # in the reasons of a worker
 _FAILURES_TO_GIVE_UP = 3  # for the same reason, and nothing was ever compiled: there is no compiler, say
 
 
@@ -74,14 +75,27 @@ class _Key(NamedTuple):
 class _Case:
     """What is known of one case, and the code that it runs."""
 
-    __slots__ = ("code", "graph", "is_asked", "key", "misses", "name", "sizes", "verdict")
+    __slots__ = (
+        "code",
+        "graph",
+        "is_asked",
+        "is_resting",
+        "key",
+        "misses",
+        "name",
+        "sizes",
+        "tries",
+        "verdict",
+    )
 
     def __init__(self, key: _Key, sizes: Sizes, name: str, verdict: Verdict | None) -> None:
         self.key, self.sizes, self.name, self.verdict = key, sizes, name, verdict
         self.code = DIRECT
         self.graph: Graph | None = None
         self.is_asked = False  # whether a graph was asked for
+        self.is_resting = False  # its proof failed in this picture
         self.misses = 0
+        self.tries = 0  # that failed in passing
 
     @property
     def wants_graph(self) -> bool:
@@ -89,36 +103,45 @@ class _Case:
 
     @property
     def wants_proof(self) -> bool:
-        return self.graph is not None and self.verdict is None
+        return self.graph is not None and self.verdict is None and not self.is_resting
 
     def apply(self) -> None:
         """Takes the verdict's code, if it can be run."""
         code = DIRECT if self.verdict is None else self.verdict.code
         self.code = DIRECT if code == COMPILED and self.graph is None else code
+        self.is_resting = False
 
 
 class Choice:
     """The cases of an engine. Calls may come from any thread."""
 
     def __init__(
-        self, verdicts: Verdicts, compiler: Compiler, helper: Helper | None = compile_elsewhere
+        self, verdicts: Verdicts, workshop: Workshop, is_busy: Callable[[], bool] = lambda: False
     ) -> None:
-        self._verdicts, self._compiler = verdicts, compiler
-        self._workshop = Workshop(compiler, self._is_idle, helper)
+        """`is_busy`: whether somebody is drawing, even if no model is called right now."""
+        self._verdicts, self._workshop, self._is_busy = verdicts, workshop, is_busy
         self._cases: dict[_Key, _Case] = {}
         self._lock = threading.Lock()
         self._version = 0
         self._surroundings: dict[str, str] = {}
-        self._called_at = 0.0
         self._began_at = time.monotonic()
         self._proof_s = 0.0
         self._failures: list[str] = []  # the latest, as long as they are alike
         self._has_compiled = False
+        self._is_asking = False
 
-    def for_call(self, code: str, device_type: str) -> Choice | None:
-        """This, if there is something to choose in a call on that device with the option `code`, or None."""
-        self._called_at = time.monotonic()
-        return self if code == COMPILED or (code == "auto" and compiles_by_itself(device_type)) else None
+    @property
+    def activity(self) -> Activity:
+        """Where the engine says when it calls models."""
+        return self._workshop.activity
+
+    def for_call(self, code: str) -> Choice | None:
+        """This, if there is something to choose in a call with the option `code`, or None."""
+        if code in _COMPILES:
+            return self
+        if self._is_asking:
+            self.cancel()
+        return None
 
     # At each block
 
@@ -195,14 +218,24 @@ class Choice:
             case.verdict = Verdict(DIRECT, f"not tried: {self._failures[-1]}")
             return
         part = Part(case.key.structure, case.key.condition, case.sizes)
+        self._is_asking = True
         self._workshop.submit(
-            Job(part, lambda: self._verdicts.begin_trial(case.name), lambda result: self._made(case, result))
+            Job(
+                self,
+                part,
+                self._is_busy,
+                lambda: self._verdicts.begin_trial(case.name),
+                lambda result: self._made(case, result),
+            )
         )
 
     def _made(self, case: _Case, result: Graph | CompileError) -> None:
         self._verdicts.end_trial(case.name)
         if isinstance(result, CompileError):
             reason = str(result)
+            if any(name in reason for name in _PASSING_NAMES) and self._may_try_again(case):
+                case.is_asked = False
+                return
             case.verdict = Verdict(DIRECT, reason)  # not kept: what is missing may be there next time
             alike = reason.rpartition(": ")[2]
             self._failures = [*self._failures, alike] if alike in self._failures else [alike]
@@ -217,8 +250,12 @@ class Choice:
     def _has_given_up(self) -> bool:
         return not self._has_compiled and len(self._failures) >= _FAILURES_TO_GIVE_UP
 
+    def _may_try_again(self, case: _Case) -> bool:
+        case.tries += 1
+        return case.tries < _MOST_TRIES
+
     def _give_up(self) -> None:
-        self._workshop.cancel()
+        self._workshop.cancel(self)
         for case in list(self._cases.values()):
             if case.verdict is None and case.graph is None:
                 case.verdict = Verdict(DIRECT, f"not tried: {self._failures[-1]}")
@@ -228,17 +265,16 @@ class Choice:
         inputs, graph = normalized(x, besides, weights), case.graph
         if inputs is None or graph is None:
             return None
-        before = graph.misses
         try:
-            result = graph.run(inputs)
-        except (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)):
+            result, is_taken = graph.run(inputs)
+        except _PASSING_FAILURES:
             raise  # the engine's to handle: the host's code needs less, and the next call may fit
         except Exception as error:  # of compiled code, in whatever form; the plain function follows
             _log.exception("compiled %s failed; it runs direct from now", case.key.structure)
             self._settle(case, Verdict(DIRECT, f"failed when it ran: {type(error).__name__}: {error}"))
             case.code = DIRECT
             return None
-        if graph.misses != before:
+        if not is_taken:
             self._note_miss(case, inputs)
         return result
 
@@ -251,8 +287,11 @@ class Choice:
             case.verdict = Verdict(DIRECT, "the graph does not take the block's inputs")
 
     def _may_prove(self, is_forced: bool) -> bool:
-        passed = time.monotonic() - self._began_at
-        return is_forced or self._proof_s <= _PROOF_SHARE * passed
+        if is_forced:
+            return True
+        if self._workshop.pending(self):  # what is being compiled would disturb the times
+            return False
+        return self._proof_s <= _PROOF_SHARE * (time.monotonic() - self._began_at)
 
     def _prove(
         self,
@@ -267,30 +306,44 @@ class Choice:
         inputs, graph, rules = normalized(x, besides, weights), case.graph, case.key.condition.rules
         if inputs is None or graph is None:
             return
-        began, before = time.monotonic(), graph.misses
+        began, is_taken = time.monotonic(), []
+
+        def compiled() -> Tensor:
+            result, took = graph.run(inputs)
+            is_taken.append(took)
+            return result
+
         sides: dict[str, Callable[[], Tensor]] = {
             DIRECT: lambda: compute(block.kind, x, besides, weights, block.spec, rules),
-            COMPILED: lambda: graph.run(inputs),
+            COMPILED: compiled,
         }
         if live is not None:
             sides[HOST] = live
+        self._verdicts.begin_trial(case.name)
+        verdict = None
         try:
-            self._verdicts.begin_trial(case.name)
             verdict = prove(sides, block.name, is_forced=case.key.is_forced)
+        except _PASSING_FAILURES as error:  # the next picture may fit
+            case.is_resting = True
+            if not self._may_try_again(case):
+                case.verdict = Verdict(DIRECT, f"failed when it was proved: {type(error).__name__}: {error}")
         except Exception as error:  # of any of the three; the block's output is computed after this
             _log.exception("no proof of %s", case.key.structure)
-            verdict = Verdict(DIRECT, f"failed when it was proved: {type(error).__name__}: {error}")
-        finally:
-            self._verdicts.end_trial(case.name)
-            self._proof_s += time.monotonic() - began
-        if graph.misses != before:
-            self._note_miss(case, inputs)
-        else:
+            case.verdict = Verdict(DIRECT, f"failed when it was proved: {type(error).__name__}: {error}")
+        if verdict is not None and all(is_taken):
             self._settle(case, verdict)
+        else:
+            self._verdicts.end_trial(case.name)
+        if not all(is_taken):
+            self._note_miss(case, inputs)
+        self._proof_s += time.monotonic() - began
 
     def _settle(self, case: _Case, verdict: Verdict) -> None:
         case.verdict = verdict
-        self._verdicts.put(case.name, verdict)
+        if verdict.code == HOST:  # with another attention of the host's it may be otherwise tomorrow
+            self._verdicts.end_trial(case.name)
+        else:
+            self._verdicts.put(case.name, verdict)
 
     # Between pictures
 
@@ -304,11 +357,12 @@ class Choice:
 
     def finish(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
         """Makes all graphs that were asked for, now; see Workshop.finish."""
-        return self._workshop.finish(timeout_s, tell)
+        return self._workshop.finish(self, timeout_s, tell)
 
     def cancel(self) -> None:
         """Forgets the graphs that are not begun, until a block asks for them again."""
-        self._workshop.cancel()
+        self._is_asking = False
+        self._workshop.cancel(self)
         with self._lock:
             for case in self._cases.values():
                 case.is_asked = case.graph is not None
@@ -316,6 +370,7 @@ class Choice:
 
     def clear(self) -> int:
         """Forgets all verdicts, here and on disk; returns how many there were."""
+        self.cancel()
         with self._lock:
             self._cases.clear()
             self._version += 1
@@ -324,7 +379,7 @@ class Choice:
 
     def report(self) -> GraphReport:
         """What was compiled, what is to be, and what each case runs and why."""
-        made = self._compiler.counters()
+        made = self._workshop.compiler.counters()
         with self._lock:
             cases = list(self._cases.values())
         return GraphReport(
@@ -333,13 +388,10 @@ class Choice:
             recompiles=made.recompiles,
             compile_s=made.compile_s,
             reasons=made.reasons,
-            pending=self._workshop.pending,
+            pending=self._workshop.pending(self),
             making=self._workshop.making,
             cases=[_reported(case) for case in cases],
         )
-
-    def _is_idle(self) -> bool:
-        return time.monotonic() - self._called_at > _IDLE_AFTER_S
 
 
 def _reported(case: _Case) -> CaseReport:
@@ -355,16 +407,7 @@ def _reported(case: _Case) -> CaseReport:
         code=case.code,
         next_code=verdict.code,
         reason=verdict.reason,
-        difference=verdict.difference,
+        difference=None if verdict.difference == math.inf else verdict.difference,  # JSON knows no infinity
         tolerance=verdict.tolerance,
         ms=dict(verdict.ms),
     )
-
-
-@functools.cache
-def compiles_by_itself(device_type: str) -> bool:
-    """Whether blocks on such a device are compiled without being asked for."""
-    oldest = _COMPILES_BY_ITSELF.get(device_type)
-    if oldest is None or is_older(torch.__version__, oldest):
-        return False
-    return importlib.util.find_spec("triton") is not None

@@ -20,9 +20,9 @@ from lib_accel.audit import ClassWatch
 from lib_accel.bound import BoundUNet, BoundUnit, ModelCall, new_call
 from lib_accel.choice import Choice
 from lib_accel.errors import LayoutError
-from lib_accel.graphs.compiler import compiler_of_this_process
 from lib_accel.graphs.proof import COMPILED, HOST
 from lib_accel.graphs.verdicts import Verdicts
+from lib_accel.graphs.workshop import workshop_of_this_process
 from lib_accel.host import Host
 from lib_accel.layouts import ENTRIES
 from lib_accel.layouts.compvis import Family
@@ -52,7 +52,9 @@ class Engine:
     def __init__(self, host: Host, choice: Choice | None = None) -> None:
         """`choice`: None for one that keeps what it finds out in the host's folder."""
         self._host = host
-        self._choice = choice or Choice(Verdicts(host.cache_folder()), compiler_of_this_process())
+        self._choice = choice or Choice(
+            Verdicts(host.cache_folder()), workshop_of_this_process(), host.is_busy
+        )
         self._entries: dict[type, Entry] = {}  # of the classes that are patched
         self._replaced: dict[type, str] = {}  # of those, what somebody had replaced before us, and the reason
         self._units: WeakKeyDictionary[nn.Module, BoundUnit] = WeakKeyDictionary()
@@ -122,6 +124,10 @@ class Engine:
         """
         return self._choice.finish(timeout_s, tell)
 
+    def forget_choices(self) -> int:
+        """Forgets what was measured on this machine, here and on disk; returns how many choices that were."""
+        return self._choice.clear()
+
     def report(self) -> Report:
         """What runs how, and why. May be asked from any thread."""
         enabled = self._is_attached and self._host.options().enabled
@@ -162,13 +168,18 @@ class Engine:
     ) -> Any:
         """What a call of a patched class's `forward` gives: ours, or the original's."""
         entry = self._entries.get(type(module))
-        if isinstance(entry, Unit):
-            return self._receive_unit(entry, module, original, args, kwargs)
-        if isinstance(entry, UNet):
-            return self._receive_unet(entry, module, original, args, kwargs)
-        if isinstance(entry, Model):
-            return self._receive_model(entry, module, original, args, kwargs)
-        return original(module, *args, **kwargs)  # a subclass, which may do anything
+        activity = self._choice.activity
+        activity.enter()
+        try:
+            if isinstance(entry, Unit):
+                return self._receive_unit(entry, module, original, args, kwargs)
+            if isinstance(entry, UNet):
+                return self._receive_unet(entry, module, original, args, kwargs)
+            if isinstance(entry, Model):
+                return self._receive_model(entry, module, original, args, kwargs)
+            return original(module, *args, **kwargs)  # a subclass, which may do anything
+        finally:
+            activity.leave()
 
     def _receive_unit(
         self, unit: Unit, module: nn.Module, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -213,13 +224,10 @@ class Engine:
         call = self._new_call(x)
         if entry.denoises:
             self._count(call)
-        try:
-            with self._thread.inside(call):
-                return original(model, *args, **kwargs)
-        finally:
-            # A text encoder comes before a picture's steps, a decoder after them.
-            if not entry.denoises and not self._host.tells_generations:
-                self._choice.apply()
+        if entry.begins_pictures and not self._host.tells_generations:
+            self._choice.apply()
+        with self._thread.inside(call):
+            return original(model, *args, **kwargs)
 
     def _dispatch(
         self, module: nn.Module, run_ours: Callable[[], Tensor | None], run_hosts: Callable[[], Any]
@@ -309,12 +317,13 @@ class Engine:
     def _new_call(self, x: Tensor) -> ModelCall:
         host, options = self._host, self._host.options()
         if not options.enabled:
+            self._choice.for_call(HOST)
             return new_call(x, [_SWITCHED_OFF], [])
         reasons = list(host.stand_aside_reasons())
         if options.code == HOST:
             reasons.append("the option code asks for the host's own blocks")
         call = new_call(x, reasons, host.attention_reasons(), host.wanted_networks())
-        choice = self._choice.for_call(options.code, call.device_type)
+        choice = self._choice.for_call(options.code)
         if choice is not None:
             call = call._replace(choice=choice, is_forced=options.code == COMPILED)
         if not call.stand_aside:

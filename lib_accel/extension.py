@@ -136,6 +136,7 @@ def _on_app_started(demo: Any, app: Any) -> None:
             status=lambda: _engine.report().as_dict(),
             switch=_switch if may_change else None,
             read_ahead=_read_ahead.names,
+            forget=_engine.forget_choices,
             credentials=parse_credentials(shared.cmd_opts.api_auth),
         )
     )

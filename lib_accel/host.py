@@ -50,6 +50,9 @@ class Host(Protocol):
         Called for models that the host's own code walks, whether or not acceleration is on.
         """
 
+    def is_busy(self) -> bool:
+        """Whether a picture is being made, even if no model is called right now."""
+
     def cache_folder(self) -> Path:
         """Where what was measured on this machine is kept."""
 

@@ -27,10 +27,10 @@ class Options:
     code: str = _option(
         "auto",
         "Code of the blocks",
-        "auto: what was measured to be fastest on this machine; direct: the extension's own, never compiled; "
-        "compiled: by torch.compile wherever its result is right, be it faster or not, after minutes of "
-        "compiling; host: without the extension, to compare with",
-        ("auto", "direct", "compiled", "host"),
+        "auto: direct on all devices so far; direct: the extension's own, never compiled; measured: by "
+        "torch.compile where that is right and faster on this machine, after minutes of compiling; compiled: "
+        "wherever it is right, be it faster or not; host: without the extension, to compare with",
+        ("auto", "direct", "measured", "compiled", "host"),
     )
     exact_loras: bool = _option(
         False,

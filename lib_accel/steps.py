@@ -19,7 +19,7 @@ from lib_accel.blocks.kinds import CONTEXT, EMB, compute
 from lib_accel.blocks.rules import Rules
 from lib_accel.choice import Block, Choice
 from lib_accel.errors import LayoutError
-from lib_accel.graphs.proof import COMPILED, DIRECT
+from lib_accel.graphs.proof import COMPILED, DIRECT, HOST
 from lib_accel.layouts.reading import Candidate, Part, Reading
 from lib_accel.layouts.slots import Slot
 
@@ -285,7 +285,7 @@ class _DirectTransformer:
             here = contexts[number if len(contexts) > 1 else 0]
             tokens, code = depth.run(tokens, here, call, weights)
             codes.add(code)
-        self.chosen = COMPILED if codes == {COMPILED} else None
+        self.chosen = codes.pop() if codes in ({COMPILED}, {HOST}) else None  # else some of it is direct
         return transformer.leave(tokens, x, own, call.rules)
 
     def reasons(self, attention_reason: str | None) -> list[str]:

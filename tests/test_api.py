@@ -43,10 +43,26 @@ def client(switch: Any = None, credentials: dict[str, str] | None = None) -> Tes
         status=lambda: engine.report().as_dict(),
         switch=switch,
         read_ahead=read_ahead,
+        forget=lambda: 7,
         credentials=credentials or {},
     )
     app.include_router(routes)
     return TestClient(app)
+
+
+def test_choices_are_forgotten_and_counted() -> None:
+    answer = client(Switch()).delete("/accel/v1/cache")
+    assert (answer.status_code, answer.json()) == (200, {"choices": 7})
+
+
+def test_choices_stay_where_settings_must_not_change() -> None:
+    assert client().delete("/accel/v1/cache").status_code in (404, 405)
+
+
+def test_the_cache_asks_for_the_password_too() -> None:
+    guarded = client(Switch(), {"user": "secret"})
+    assert guarded.delete("/accel/v1/cache").status_code == 401
+    assert guarded.delete("/accel/v1/cache", auth=("user", "secret")).status_code == 200
 
 
 def test_status_has_its_shape() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from lib_accel import choice as choice_module
-from lib_accel.choice import Choice, compiles_by_itself
+from lib_accel.choice import Choice
 from lib_accel.engine import Engine
 from lib_accel.graphs import proof
+from lib_accel.graphs.activity import Activity
 from lib_accel.graphs.compiler import Backend, Compiler
 from lib_accel.graphs.structure import Condition
 from lib_accel.graphs.verdicts import Verdicts
+from lib_accel.graphs.workshop import Workshop
 from lib_accel.options import Options
 from lib_accel.report import CaseReport
 from tests.fakes.host import FakeHost
@@ -61,7 +65,8 @@ class Studio:
     def __init__(self, compiler: Compiler, *, code: str = "compiled", folder: Path | None = None) -> None:
         self.host = FakeHost()
         self.host.asked = Options(code=code)
-        self.choice = Choice(Verdicts(folder), compiler, helper=None)
+        workshop = Workshop(compiler, Activity(), helper=None)
+        self.choice = Choice(Verdicts(folder), workshop, self.host.is_busy)
         self.engine = Engine(self.host, self.choice)
 
     def picture(self, unet: nn.Module, given: Inputs | None = None) -> Tensor:
@@ -87,13 +92,18 @@ class Studio:
 @pytest.fixture
 def studio(compiler: Compiler) -> Iterator[Studio]:
     """Asks for compiled code, be it faster or not."""
-    yield from _attached(Studio(compiler))
+    with attached(Studio(compiler)) as studio:
+        yield studio
 
 
-def _attached(studio: Studio) -> Iterator[Studio]:
+@contextlib.contextmanager
+def attached(studio: Studio) -> Iterator[Studio]:
+    """The studio, its engine attached for the `with` block."""
     studio.engine.attach()
-    yield studio
-    studio.engine.detach()
+    try:
+        yield studio
+    finally:
+        studio.engine.detach()
 
 
 @pytest.fixture
@@ -173,35 +183,21 @@ def test_a_block_with_attention_held_back_is_not_compiled(studio: Studio) -> Non
 
 
 def test_direct_asks_for_no_graph(compiler: Compiler) -> None:
-    for studio in _attached(Studio(compiler, code="direct")):
+    with attached(Studio(compiler, code="direct")) as studio:
         studio.picture(tiny_unet())
         assert studio.cases() == []
 
 
 def test_host_leaves_every_block_to_the_host(compiler: Compiler) -> None:
-    for studio in _attached(Studio(compiler, code="host")):
+    with attached(Studio(compiler, code="host")) as studio:
         studio.picture(tiny_unet())
         assert (studio.engine.generation.fast, studio.engine.generation.host) == (0, 19)
 
 
-def test_auto_compiles_nothing_on_a_cpu(compiler: Compiler) -> None:
-    for studio in _attached(Studio(compiler, code="auto")):
+def test_auto_compiles_nothing(compiler: Compiler) -> None:
+    with attached(Studio(compiler, code="auto")) as studio:
         studio.picture(tiny_unet())
         assert studio.cases() == []
-
-
-@pytest.mark.parametrize(
-    ("version", "has_triton", "expected"),
-    [("2.1.2", True, False), ("2.11.0", True, True), ("2.11.0", False, False)],
-)
-def test_auto_compiles_on_cuda_where_the_versions_allow(
-    monkeypatch: pytest.MonkeyPatch, version: str, has_triton: bool, expected: bool
-) -> None:
-    monkeypatch.setattr(torch, "__version__", version)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if has_triton else None)
-    compiles_by_itself.cache_clear()
-    assert compiles_by_itself("cuda") is expected
-    compiles_by_itself.cache_clear()
 
 
 # What compiles nothing
@@ -288,10 +284,10 @@ def test_a_verdict_outlives_the_process(
     monkeypatch: pytest.MonkeyPatch, compiler: Compiler, tmp_path: Path
 ) -> None:
     unet = small_unet()
-    for studio in _attached(Studio(compiler, folder=tmp_path)):
+    with attached(Studio(compiler, folder=tmp_path)) as studio:
         studio.warmed(unet)
     monkeypatch.setattr(choice_module, "prove", _never)
-    for studio in _attached(Studio(compiler, folder=tmp_path)):
+    with attached(Studio(compiler, folder=tmp_path)) as studio:
         studio.picture(unet)
         studio.engine.warm_up(timeout_s=120)
         studio.picture(unet)
@@ -307,15 +303,15 @@ def test_what_lost_is_not_compiled_again(
 ) -> None:
     unet = small_unet()
     chosen_freely(monkeypatch, slow=proof.COMPILED)
-    with_backend(lambda module, example: module.forward, code="auto", folder=tmp_path).warmed(unet)
-    again = with_backend(lambda module, example: module.forward, code="auto", folder=tmp_path)
+    with_backend(lambda module, example: module.forward, code="measured", folder=tmp_path).warmed(unet)
+    again = with_backend(lambda module, example: module.forward, code="measured", folder=tmp_path)
     again.warmed(unet)
     assert (again.compiled, again.engine.report().graphs.graphs) == (0, 0)
 
 
 def test_cleared_verdicts_are_found_anew(compiler: Compiler, tmp_path: Path) -> None:
     unet = small_unet()
-    for studio in _attached(Studio(compiler, folder=tmp_path)):
+    with attached(Studio(compiler, folder=tmp_path)) as studio:
         studio.warmed(unet)
         assert studio.choice.clear() == SMALL_STRUCTURES
         studio.picture(unet)
@@ -326,15 +322,14 @@ def test_cleared_verdicts_are_found_anew(compiler: Compiler, tmp_path: Path) -> 
 
 
 def chosen_freely(monkeypatch: pytest.MonkeyPatch, *, slow: str | None = None) -> None:
-    """Has `auto` try compiled code here, and finds `slow` to be ten times slower than anything else."""
-    monkeypatch.setattr(choice_module, "compiles_by_itself", lambda device_type: True)
+    """Finds `slow` to be ten times slower than anything else."""
     monkeypatch.setattr(choice_module, "_PROOF_SHARE", 1e9)
     real = proof.prove
 
     def timed(sides: Any, kind: str, **options: Any) -> Any:
         by_side = {side: 10.0 if code == slow else 1.0 for code, side in sides.items()}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(proof, "_seconds", lambda side: by_side[side])
+            patch.setattr(proof, "_seconds", lambda side, device: by_side[side])
             return real(sides, kind, **options)
 
     monkeypatch.setattr(choice_module, "prove", timed)
@@ -349,7 +344,7 @@ def test_compiled_code_runs_if_it_is_faster_than_direct(
     monkeypatch: pytest.MonkeyPatch, compiler: Compiler, slow: str | None, compiled: int
 ) -> None:
     chosen_freely(monkeypatch, slow=slow)
-    for studio in _attached(Studio(compiler, code="auto")):
+    with attached(Studio(compiler, code="measured")) as studio:
         studio.warmed(small_unet())
         assert studio.compiled == compiled
 
@@ -357,7 +352,7 @@ def test_compiled_code_runs_if_it_is_faster_than_direct(
 def test_proofs_take_a_small_share_of_a_picture(monkeypatch: pytest.MonkeyPatch, compiler: Compiler) -> None:
     chosen_freely(monkeypatch)
     monkeypatch.setattr(choice_module, "_PROOF_SHARE", 0.0)
-    for studio in _attached(Studio(compiler, code="auto")):
+    with attached(Studio(compiler, code="measured")) as studio:
         studio.warmed(small_unet())
         proved = [case for case in studio.cases() if case.ms]
         assert len(proved) == 2  # one in each of both pictures after the graphs were made
@@ -409,6 +404,35 @@ def test_code_that_fails_leaves_direct_code_and_a_reason(
     assert difference(studio.warmed(unet), expected) < LIMIT
     assert (studio.compiled, studio.engine.generation.host) == (0, 0)
     assert all(reason in case.reason for case in studio.cases())
+
+
+def test_the_status_can_be_sent_when_a_graph_gave_a_nan(with_backend: Callable[..., Studio]) -> None:
+    studio = with_backend(Wrong(holed))
+    studio.warmed(small_unet())
+    assert "NaN" not in json.dumps(studio.engine.report().as_dict(), allow_nan=False)
+
+
+def test_memory_that_ends_in_a_proof_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, compiler: Compiler, tmp_path: Path
+) -> None:
+    unet = small_unet()
+    with attached(Studio(compiler, folder=tmp_path)) as studio:
+        with monkeypatch.context() as patch:
+            patch.setattr(choice_module, "prove", _raise(MemoryError("full")))
+            studio.warmed(unet)
+        studio.warmed(unet)
+        assert studio.compiled == SMALL
+
+
+def test_nothing_is_compiled_while_acceleration_is_off(compiler: Compiler) -> None:
+    unet = small_unet()
+    with attached(Studio(compiler)) as studio:
+        studio.host.busy = True  # so that nothing is made before
+        studio.picture(unet)
+        assert studio.engine.report().graphs.pending
+        with studio.host.switched_off():
+            run(unet, inputs())
+        assert not studio.engine.report().graphs.pending
 
 
 def test_after_the_same_failure_thrice_the_compiler_is_left_alone(
@@ -504,16 +528,20 @@ def test_no_more_than_two_graphs_are_made_for_a_structure(with_backend: Callable
 # What is left alone
 
 
-def test_an_interrupted_trial_is_not_repeated(compiler: Compiler, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tries", "compiled"), [(1, SMALL), (2, 0)])
+def test_what_ended_the_process_twice_is_not_tried_again(
+    compiler: Compiler, tmp_path: Path, tries: int, compiled: int
+) -> None:
     unet = small_unet()
-    for studio in _attached(Studio(compiler, folder=tmp_path)):
+    with attached(Studio(compiler, folder=tmp_path)) as studio:
         studio.warmed(unet)
     file = tmp_path / "verdicts.json"
-    file.write_text(file.read_text().replace('"code": "compiled"', '"code": "trying"'))
-    for studio in _attached(Studio(compiler, folder=tmp_path)):
+    content = json.loads(file.read_text())
+    gone = {"process": 2**22 + 1, "tries": tries}  # a number that no process has
+    file.write_text(json.dumps(content | {"trials": dict.fromkeys(content["verdicts"], gone)}))
+    with attached(Studio(compiler, folder=tmp_path)) as studio:
         studio.warmed(unet)
-        assert studio.compiled == 0
-        assert all("the program ended while this was tried" in case.reason for case in studio.cases())
+        assert studio.compiled == compiled
 
 
 def test_the_hosts_random_state_is_not_advanced(studio: Studio) -> None:

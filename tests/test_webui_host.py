@@ -441,7 +441,7 @@ def test_the_code_of_blocks_is_chosen_from_a_list(fakes: SimpleNamespace, extens
     fakes.script_callbacks.registered["on_ui_settings"]()
     setting = fakes.shared.opts.data_labels["accel_code"]
     assert setting.default == "auto"
-    assert setting.component_args["choices"] == ["auto", "direct", "compiled", "host"]
+    assert setting.component_args["choices"] == ["auto", "direct", "measured", "compiled", "host"]
 
 
 @pytest.mark.parametrize(

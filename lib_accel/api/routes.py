@@ -84,6 +84,12 @@ class Names(BaseModel):
     names: list[str]
 
 
+class Forgotten(BaseModel):
+    """How many choices there were."""
+
+    choices: int
+
+
 class ReadAhead(BaseModel):
     """Which networks are read ahead, and which names are nobody's."""
 
@@ -101,6 +107,7 @@ def router(
     status: Callable[[], Mapping[str, Any]],
     switch: Callable[[bool], None] | None,
     read_ahead: Callable[[Sequence[str]], tuple[list[str], list[str]]],
+    forget: Callable[[], int],
     credentials: Mapping[str, str],
 ) -> APIRouter:
     """The routes below /accel/v1.
@@ -108,6 +115,7 @@ def router(
     status: gives the report as plain values. switch: turns acceleration on or off, raising PermissionError
     with the reason if settings must not change; None leaves out all routes that do more than tell.
     read_ahead: reads the files of these networks soon, and returns the names that it found and did not find.
+    forget: forgets which code was chosen for which block, and returns how many choices that were.
     credentials: passwords by user; if there are any, every route asks for one of them.
     """
     guards = [Depends(_guard(credentials))] if credentials else []
@@ -143,6 +151,11 @@ def router(
         """Reads the files of LoRAs that a later request will name, and answers before that is done."""
         found, unknown = read_ahead(wanted.names)
         return {"found": found, "unknown": unknown}
+
+    @routes.delete("/cache", response_model=Forgotten)
+    def clear_cache() -> Mapping[str, Any]:
+        """Forgets which code was chosen for which block; what torch has compiled stays on disk."""
+        return {"choices": forget()}
 
     return routes
 

@@ -7,7 +7,6 @@ what it returns never does: inputs that no graph takes are computed by the plain
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,14 +50,16 @@ class Graph:
         self.prepared: list[Sizes] = []  # that graphs were made for
         self.graphs = 0
         self.compile_s = 0.0
-        self.misses = 0  # calls that no graph took
+        self._missed = threading.local()  # `it`: whether this thread's call was taken by none
         self._backend = backend
         self._body = _body(structure, condition.rules, self._note_miss)
         self._run: Callable[..., Tensor] | None = None
 
-    def run(self, inputs: Inputs) -> Tensor:
-        """The block's output, of the plain function where no graph takes the inputs."""
-        return (self._run or self._body)(*inputs)
+    def run(self, inputs: Inputs) -> tuple[Tensor, bool]:
+        """The block's output, and whether a graph took the inputs; if not, it is the plain function's."""
+        self._missed.it = False
+        result = (self._run or self._body)(*inputs)
+        return result, not self._missed.it
 
     def compile(self, inputs: Inputs, sizes: Sizes) -> None:
         """Makes one more graph, that takes these inputs. Raises whatever torch.compile raises."""
@@ -72,20 +73,13 @@ class Graph:
         self._run = torch._dynamo.run(self._body)
         self.prepared.append(sizes)
 
-    def takes(self, inputs: Inputs) -> bool:
-        """Whether a graph takes these inputs; computes the block to find out."""
-        before = self.misses
-        self.run(inputs)
-        is_missed, self.misses = self.misses > before, before
-        return not is_missed
-
     def _count(self, module: Any, inputs: Any) -> Callable[..., Any]:
         compiled = self._backend(module, inputs)
         self.graphs += 1
         return compiled
 
     def _note_miss(self) -> None:
-        self.misses += 1
+        self._missed.it = True
 
 
 def _body(structure: Structure, rules: Rules, missed: Callable[[], None]) -> Callable[..., Tensor]:
@@ -194,7 +188,7 @@ class Compiler:
             graph = Graph(structure, condition, self._backend_for(condition))
             self._graphs[structure, condition] = graph
         inputs = example(structure, condition, sizes)
-        if graph.takes(inputs):
+        if graph.run(inputs)[1]:
             return graph
         if graph.graphs:
             reason = f"{structure}: {_difference(sizes, graph.prepared)}"
@@ -202,7 +196,7 @@ class Compiler:
                 raise CompileError(f"{reason}: one graph more than {MOST_GRAPHS}")
             self._reasons.append(reason)
         graph.compile(inputs, sizes)
-        if not graph.takes(inputs):
+        if not graph.run(inputs)[1]:
             raise CompileError(f"{structure}: the graph does not take what it was made for")
         return graph
 
@@ -218,17 +212,18 @@ class Compiler:
         )
 
 
-@functools.cache
-def compiler_of_this_process() -> Compiler:
-    """The one that engines share: pipelines and checkpoints of a family have the same structures."""
-    return Compiler()
-
-
 @contextlib.contextmanager
 def _as_called(condition: Condition) -> Iterator[None]:
     """The modes in which blocks are called: graphs are kept apart by them."""
-    kind = torch.device(condition.device).type
-    with torch.inference_mode(condition.is_inference), torch.no_grad(), torch.autocast(kind, enabled=False):
+    device = torch.device(condition.device)
+    kind = device.type
+    on_device = torch.cuda.device(device) if kind == "cuda" else contextlib.nullcontext()
+    with (
+        on_device,
+        torch.inference_mode(condition.is_inference),
+        torch.no_grad(),
+        torch.autocast(kind, enabled=False),
+    ):
         yield
 
 

@@ -32,8 +32,8 @@ class Structure(NamedTuple):
     weights: tuple[tuple[int, ...] | None, ...]
 
     def __str__(self) -> str:
-        widest = max((shape for shape in self.weights if shape), key=len, default=())
-        return f"{self.kind} {'x'.join(map(str, widest))}"
+        largest = max((shape for shape in self.weights if shape), key=_product, default=())
+        return f"{self.kind} {'x'.join(map(str, largest))}"
 
 
 class Condition(NamedTuple):

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,7 +25,7 @@ from lib_accel.requirements import installed_version
 _log = logging.getLogger(__name__)
 
 _SCHEMA = 1
-_TRYING = "trying"  # instead of a code, while something runs that might end the process
+_MOST_TRIES = 2  # of what ends the process: once may be somebody who switched it off
 _MOST_ENTRIES = 4000
 
 
@@ -44,6 +44,7 @@ def default_folder() -> Path:
 def surroundings(device: torch.device) -> str:
     """What a verdict holds for: the device, and the versions that made the graphs."""
     parts = [f"accel {__version__}", f"torch {torch.__version__}", f"triton {installed_version('triton')}"]
+    parts.append(f"matmul {torch.get_float32_matmul_precision()}, cudnn {torch.backends.cudnn.benchmark}")
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         parts.append(f"{torch.cuda.get_device_name(device)} {major}.{minor}")
@@ -53,102 +54,119 @@ def surroundings(device: torch.device) -> str:
     return ", ".join(parts)
 
 
+class _Kept(NamedTuple):
+    """The content of a file: verdicts, and trials that were begun, by name."""
+
+    verdicts: dict[str, dict[str, Any]]
+    trials: dict[str, dict[str, Any]]
+
+
 class Verdicts:
     """The verdicts of a folder by name. What cannot be read or written is forgotten, and said once.
 
-    A name that was being tried when the process ended stays at DIRECT: what it tried may have ended it.
+    A name that was being tried twice when a process ended stays at DIRECT: what it tried may have ended it.
     """
 
     def __init__(self, folder: Path | None) -> None:
         """`folder`: made when first written to; None keeps verdicts in memory only."""
         self._file = None if folder is None else folder / "verdicts.json"
         self._lock = threading.Lock()
-        self._is_writable = True
-        self._entries: dict[str, dict[str, Any]] | None = None
+        self._is_told = False  # that it cannot be written
+        self._kept: _Kept | None = None
         self._changed: set[str] = set()  # names that this process has written or removed
-        self._interrupted: frozenset[str] = frozenset()
 
     def get(self, name: str) -> Verdict | None:
         """What is known under that name."""
         with self._lock:
-            entry = self._loaded().get(name)
-            if name in self._interrupted:
-                return Verdict(DIRECT, "the program ended while this was tried; clear the cache to try again")
+            kept = self._loaded()
+            trial, entry = kept.trials.get(name), kept.verdicts.get(name)
+        if trial is not None and _tries(trial) >= _MOST_TRIES and _is_over(trial):
+            return Verdict(DIRECT, "the program ended twice while this was tried")
         return _verdict(entry)
 
     def put(self, name: str, verdict: Verdict) -> None:
-        """Keeps what was found out."""
+        """Keeps what was found out, and ends the trial."""
         with self._lock:
-            self._loaded()[name] = _plain(asdict(verdict))
-            self._interrupted -= {name}
+            kept = self._loaded()
+            kept.verdicts[name] = _plain(asdict(verdict))
+            kept.trials.pop(name, None)
             self._write(name)
 
     def begin_trial(self, name: str) -> None:
         """Notes that something is tried under that name; `put` or `end_trial` follows, if we live."""
         with self._lock:
-            entries = self._loaded()
-            if name not in entries:
-                entries[name] = {"code": _TRYING, "process": os.getpid()}
-                self._write(name)
+            trials = self._loaded().trials
+            trials[name] = {"process": os.getpid(), "tries": _tries(trials.get(name, {})) + 1}
+            self._write(name)
 
     def end_trial(self, name: str) -> None:
         """Nothing was found out, and nothing happened."""
         with self._lock:
-            entries = self._loaded()
-            if entries.get(name) == {"code": _TRYING, "process": os.getpid()}:
-                del entries[name]
+            trials = self._loaded().trials
+            if trials.get(name, {}).get("process") == os.getpid():
+                del trials[name]
                 self._write(name)
 
     def clear(self) -> int:
-        """Forgets everything; returns how much that was."""
+        """Forgets everything; returns how many verdicts that were."""
         with self._lock:
-            names = list(self._loaded())
-            self._entries, self._interrupted = {}, frozenset()
+            kept = self._loaded()
+            names, count = {*kept.verdicts, *kept.trials}, len(kept.verdicts)
+            self._kept = _Kept({}, {})
             self._write(*names)
-        return len(names)
+        return count
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._loaded())
+            return len(self._loaded().verdicts)
 
-    def _loaded(self) -> dict[str, dict[str, Any]]:
-        if self._entries is None:
-            self._entries = _read(self._file)
-            self._interrupted = frozenset(
-                name
-                for name, entry in self._entries.items()
-                if entry.get("code") == _TRYING and _is_over(entry)
-            )
-        return self._entries
+    def _loaded(self) -> _Kept:
+        if self._kept is None:
+            self._kept = _read(self._file)
+        return self._kept
 
     def _write(self, *names: str) -> None:
         """Writes these names, and leaves what other processes wrote meanwhile under others."""
         self._changed.update(names)
-        if self._file is None or not self._is_writable:
+        if self._file is None:
             return
-        others = {name: entry for name, entry in _read(self._file).items() if name not in self._changed}
-        own = {name: entry for name, entry in self._loaded().items() if name in self._changed}
-        entries = dict(list((others | own).items())[-_MOST_ENTRIES:])
+        others, own = _read(self._file), self._loaded()
+        verdicts = self._merged(others.verdicts, own.verdicts)
+        trials = self._merged(others.trials, own.trials)
         try:
-            _replace(self._file, json.dumps({"schema": _SCHEMA, "verdicts": entries}, indent=1))
-        except OSError as error:
-            self._is_writable = False
-            _log.warning("choices are not kept: %s: %s", self._file, error.strerror)
+            _replace(self._file, json.dumps({"schema": _SCHEMA, "verdicts": verdicts, "trials": trials}))
+        except OSError as error:  # another process may be reading it; the next one writes all
+            if not self._is_told:
+                self._is_told = True
+                _log.warning("choices are not kept: %s: %s", self._file, error.strerror)
+
+    def _merged(self, others: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {name: entry for name, entry in others.items() if name not in self._changed}
+        kept |= {name: entry for name, entry in own.items() if name in self._changed}
+        return dict(list(kept.items())[-_MOST_ENTRIES:])
 
 
-def _read(file: Path | None) -> dict[str, dict[str, Any]]:
+def _read(file: Path | None) -> _Kept:
     if file is None:
-        return {}
+        return _Kept({}, {})
     try:
         content = json.loads(file.read_text("utf-8"))
-        if content["schema"] != _SCHEMA:
-            return {}
-        return {str(name): dict(entry) for name, entry in content["verdicts"].items()}
+        if content["schema"] == _SCHEMA:
+            return _Kept(_entries(content["verdicts"]), _entries(content["trials"]))
     except FileNotFoundError:
-        return {}
+        pass
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _log.warning("choices are made anew: %s: %s: %s", file, type(error).__name__, error)
-        return {}
+    return _Kept({}, {})
+
+
+def _entries(content: Any) -> dict[str, dict[str, Any]]:
+    return {str(name): dict(entry) for name, entry in content.items()}
+
+
+def _tries(trial: Mapping[str, Any]) -> int:
+    tries = trial.get("tries", 0)
+    return tries if type(tries) is int else 0
 
 
 def _replace(file: Path, content: str) -> None:
@@ -175,8 +193,8 @@ def _is_over(trial: Mapping[str, Any]) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
-    return process == os.getpid()  # a new process of that number
+        pass
+    return False
 
 
 def _verdict(entry: Mapping[str, Any] | None) -> Verdict | None:

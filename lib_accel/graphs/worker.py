@@ -13,15 +13,20 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from lib_accel.errors import CompileError
 from lib_accel.graphs.structure import Condition, Sizes, Structure
 
 _SILENCE_S = 600.0  # without a word, a compiler hangs
 _NICENESS = 10
+_LENGTH_BYTES = 8  # before the pickled order
+_LOOK_EVERY_S = 0.1
 
 
 class Part(NamedTuple):
@@ -33,19 +38,36 @@ class Part(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What a worker is asked for."""
+    """What a worker is asked for, and the settings of torch that compiled code is made for."""
 
     parts: tuple[Part, ...]
-    threads: int  # of torch: compiled code is made for a number of them
+    threads: int
+    matmul_precision: str  # of float32
+    reductions: tuple[tuple[str, Any], ...]  # attributes of torch.backends.cuda.matmul
+
+
+_REDUCTIONS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+
+
+def order(parts: Sequence[Part]) -> Order:
+    """An order of these parts, for this process' settings: torch's cache knows what it made by them too."""
+    matmul = torch.backends.cuda.matmul
+    reductions = tuple((name, getattr(matmul, name)) for name in _REDUCTIONS if hasattr(matmul, name))
+    return Order(tuple(parts), torch.get_num_threads(), torch.get_float32_matmul_precision(), reductions)
 
 
 def compile_elsewhere(
-    parts: Sequence[Part], threads: int, *, silence_s: float = _SILENCE_S, command: Sequence[str] = ()
+    parts: Sequence[Part],
+    stop: threading.Event,
+    *,
+    silence_s: float = _SILENCE_S,
+    command: Sequence[str] = (),
 ) -> Generator[str | None, None, None]:
     """Has a worker make the graphs, and yields for each, when it is done, None or why it could not be made.
 
-    If the worker ends too early, the one that it was making gets that as its reason, and is the last.
-    command: of another worker than this file. Raises CompileError if there can be no worker.
+    If the worker ends too early, the one that it was making gets that as its reason, and is the last. When
+    `stop` is set the worker is ended. command: of another worker than this file. Raises CompileError if there
+    can be no worker.
     """
     try:
         process = subprocess.Popen(
@@ -57,21 +79,28 @@ def compile_elsewhere(
         )
     except OSError as error:
         raise CompileError(f"no process to compile in: {error}") from None
-    with process:
-        try:
-            yield from _answers(process, Order(tuple(parts), threads), silence_s)
-        finally:
-            process.kill()
+    try:
+        with process:
+            try:
+                yield from _answers(process, order(parts), stop, silence_s)
+            finally:
+                process.kill()
+    except BrokenPipeError:  # of its input, which is closed last
+        pass
 
 
-def _answers(process: subprocess.Popen[bytes], order: Order, silence_s: float) -> Iterator[str | None]:
+def _answers(
+    process: subprocess.Popen[bytes], wanted: Order, stop: threading.Event, silence_s: float
+) -> Iterator[str | None]:
     assert process.stdin is not None
     assert process.stdout is not None
-    # It may be gone already, or hang before it reads.
-    with _ended_after(silence_s, process), contextlib.suppress(OSError), process.stdin as stdin:
-        stdin.write(pickle.dumps(order))
-    for _ in order.parts:
-        with _ended_after(silence_s, process):
+    content = pickle.dumps(wanted)
+    # It may be gone already, or hang before it reads. The pipe stays open: the worker ends when it closes.
+    with _ended_after(silence_s, process, stop), contextlib.suppress(OSError):
+        process.stdin.write(len(content).to_bytes(_LENGTH_BYTES, "big") + content)
+        process.stdin.flush()
+    for _ in wanted.parts:
+        with _ended_after(silence_s, process, stop):
             answer = next(filter(None, map(_answer, process.stdout)), None)
         if answer is None:
             yield f"the compiler's process ended with {process.wait()}"
@@ -80,15 +109,22 @@ def _answers(process: subprocess.Popen[bytes], order: Order, silence_s: float) -
 
 
 @contextlib.contextmanager
-def _ended_after(silence_s: float, process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Ends the process if the `with` block takes longer."""
-    alarm = threading.Timer(silence_s, process.kill)
-    alarm.daemon = True
-    alarm.start()
+def _ended_after(silence_s: float, process: subprocess.Popen[bytes], stop: threading.Event) -> Iterator[None]:
+    """Ends the process if the `with` block takes longer, or if `stop` is set meanwhile."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        deadline = time.monotonic() + silence_s
+        while not is_over.wait(_LOOK_EVERY_S):
+            if stop.is_set() or time.monotonic() > deadline:
+                process.kill()
+                return
+
+    threading.Thread(target=watch, name="accel-watch", daemon=True).start()
     try:
         yield
     finally:
-        alarm.cancel()
+        is_over.set()
 
 
 def _answer(line: bytes) -> dict[str, str | None] | None:
@@ -107,25 +143,34 @@ def _path() -> str:
 
 
 def main() -> int:
-    """Makes what standard input asks for."""
+    """Makes what standard input asks for; ends when that is closed, as it is when the one who asked ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # compilers print
-    order = pickle.loads(sys.stdin.buffer.read())
+    source = sys.stdin.buffer
+    wanted = pickle.loads(source.read(int.from_bytes(source.read(_LENGTH_BYTES), "big")))
+    threading.Thread(target=_end_with, args=(source.fileno(),), daemon=True).start()
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
-    for error in _made(order):
+    for error in _made(wanted):
         print(json.dumps({"error": error}), file=answers, flush=True)
     return 0
 
 
-def _made(order: Order) -> Iterator[str | None]:
-    import torch
+def _end_with(source: int) -> None:
+    while os.read(source, 1):  # nothing more is written
+        pass
+    os._exit(1)
 
+
+def _made(wanted: Order) -> Iterator[str | None]:
     from lib_accel.graphs.compiler import Compiler
 
-    torch.set_num_threads(order.threads)
+    torch.set_num_threads(wanted.threads)
+    torch.set_float32_matmul_precision(wanted.matmul_precision)
+    for name, value in wanted.reductions:
+        setattr(torch.backends.cuda.matmul, name, value)
     compiler = Compiler()
-    for part in order.parts:
+    for part in wanted.parts:
         try:
             compiler.prepare(*part)
         except CompileError as error:

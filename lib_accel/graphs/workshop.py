@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
-import torch
-
 from lib_accel.errors import CompileError
+from lib_accel.graphs.activity import Activity, activity_of_this_process
 from lib_accel.graphs.compiler import Compiler, Graph
 from lib_accel.graphs.worker import Part, compile_elsewhere
 
@@ -18,14 +19,18 @@ _log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.05
 
+_PATIENCE_S = 20.0  # at the end of the process: a thread that is in torch then would abort it
+
 # Makes the graphs of parts elsewhere, so that to make them here takes little; see compile_elsewhere.
-Helper = Callable[[Sequence[Part], int], Generator[str | None, None, None]]
+Helper = Callable[[Sequence[Part], threading.Event], Generator[str | None, None, None]]
 
 
 class Job(NamedTuple):
-    """A graph that is wanted, and who is told of it."""
+    """A graph that is wanted, who wants it, and who is told of it."""
 
+    owner: object
     part: Part
+    is_busy: Callable[[], bool]  # whether the owner is drawing, even if no model is called right now
     begin: Callable[[], None]
     done: Callable[[Graph | CompileError], None]
 
@@ -34,21 +39,22 @@ class Workshop:
     """Makes graphs one after the other, on a daemon thread that lives while there is something to do."""
 
     def __init__(
-        self, compiler: Compiler, is_idle: Callable[[], bool], helper: Helper | None = compile_elsewhere
+        self, compiler: Compiler, activity: Activity, helper: Helper | None = compile_elsewhere
     ) -> None:
-        """`is_idle`: whether no model is being called; `helper`: None makes everything in this process."""
-        self._compiler, self._is_idle, self._helper = compiler, is_idle, helper
+        """`activity`: of the models of this process; `helper`: None makes everything in this process."""
+        self.compiler, self.activity = compiler, activity
+        self._helper = helper
         self._jobs: list[Job] = []
         self._now: Job | None = None
         self._thread: threading.Thread | None = None
+        self._stop = threading.Event()  # ends the helper's process
         self._changed = threading.Condition()
         self._waiting = 0  # callers of `finish`
 
-    @property
-    def pending(self) -> int:
-        """How many graphs are still to be made."""
+    def pending(self, owner: object) -> int:
+        """How many graphs of an owner are still to be made."""
         with self._changed:
-            return len(self._jobs)
+            return sum(job.owner is owner for job in self._jobs)
 
     @property
     def making(self) -> str | None:
@@ -64,24 +70,41 @@ class Workshop:
                 self._thread = threading.Thread(target=self._work, name="accel-compile", daemon=True)
                 self._thread.start()
 
-    def cancel(self) -> None:
-        """Forgets what was not begun."""
+    def cancel(self, owner: object) -> None:
+        """Forgets what an owner wants, but for what is being made in this process."""
         with self._changed:
-            self._jobs = self._jobs[:1] if self._now is not None else []
+            self._jobs = [job for job in self._jobs if job.owner is not owner or job is self._now]
+            if not self._jobs:
+                self._stop.set()
             self._changed.notify_all()
 
-    def finish(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
-        """Has everything made now, idle or not; whether that was done in time. `tell` hears what is left."""
+    def close(self) -> None:
+        """Forgets everything, ends the helper, and waits for what is being made in this process."""
+        with self._changed:
+            self._jobs = [job for job in self._jobs if job is self._now]
+            self._stop.set()
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(_PATIENCE_S)
+
+    def finish(
+        self, owner: object, timeout_s: float | None = None, tell: Callable[[int], None] | None = None
+    ) -> bool:
+        """Has all that an owner wants made now, idle or not; whether that was done in time.
+
+        `tell` hears what is left.
+        """
         with self._changed:
             self._waiting += 1
             self._changed.notify_all()
             try:
-                return self._changed.wait_for(lambda: self._tell(tell) == 0, timeout_s)
+                return self._changed.wait_for(lambda: self._tell(owner, tell) == 0, timeout_s)
             finally:
                 self._waiting -= 1
 
-    def _tell(self, tell: Callable[[int], None] | None) -> int:
-        left = len(self._jobs)
+    def _tell(self, owner: object, tell: Callable[[int], None] | None) -> int:
+        left = self.pending(owner)
         if tell is not None:
             tell(left)
         return left
@@ -102,17 +125,15 @@ class Workshop:
         with self._changed:
             if not self._jobs:
                 self._thread = None
+            self._stop.clear()
             return list(self._jobs)
 
     def _helped(self, jobs: list[Job]) -> Iterator[Job]:
         """The jobs, each when the helper is through with it; those that it failed at are done with."""
-        helper = self._helper
-        while helper is not None and jobs:
+        while self._helper is not None and jobs and self._wait_until_idle(jobs[0]):
             answered = 0
             try:
-                with contextlib.closing(
-                    helper([job.part for job in jobs], torch.get_num_threads())
-                ) as answers:
+                with contextlib.closing(self._helper([job.part for job in jobs], self._stop)) as answers:
                     for job, error in zip(jobs, answers, strict=False):
                         answered += 1
                         if error is None:
@@ -129,16 +150,25 @@ class Workshop:
             jobs = jobs[answered:]
         yield from jobs
 
-    def _make(self, job: Job) -> None:
+    def _wait_until_idle(self, job: Job) -> bool:
+        """Waits until nobody is disturbed, or somebody waits; False if the job was cancelled meanwhile."""
         with self._changed:
-            while job in self._jobs and not (self._waiting or self._is_idle()):
+            while job in self._jobs and not (
+                self._waiting or (self.activity.is_idle() and not job.is_busy())
+            ):
                 self._changed.wait(_LOOK_EVERY_S)
+            return job in self._jobs
+
+    def _make(self, job: Job) -> None:
+        if not self._wait_until_idle(job):
+            return
+        with self._changed:
             if job not in self._jobs:  # cancelled
                 return
             self._now = job
         job.begin()
         try:
-            result: Graph | CompileError = self._compiler.prepare(*job.part)
+            result: Graph | CompileError = self.compiler.prepare(*job.part)
         except CompileError as error:
             result = error
         self._end(job, result)
@@ -151,3 +181,11 @@ class Workshop:
                 self._now = None
                 self._jobs = [each for each in self._jobs if each is not job]
                 self._changed.notify_all()
+
+
+@functools.cache
+def workshop_of_this_process() -> Workshop:
+    """The one that engines share: pipelines and checkpoints of a family have the same structures."""
+    workshop = Workshop(Compiler(), activity_of_this_process())
+    atexit.register(workshop.close)
+    return workshop

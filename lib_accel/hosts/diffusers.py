@@ -243,12 +243,15 @@ class Handle:
     def warm_up(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
         """Compiles all that pictures so far have asked for, see Engine.warm_up.
 
-        With the option code="compiled", or "auto" on a GPU; else there is nothing to do.
+        With the option code="measured" or "compiled"; else there is nothing to do.
         """
         return self._engine.warm_up(timeout_s, tell)
 
     def begin_generation(self) -> None:
-        """Starts the counters of `report().generation` anew."""
+        """Starts the counters of `report().generation` anew, and lets blocks take the code that was chosen.
+
+        They do so by themselves whenever a prompt is encoded; a pipeline that is given embeddings never does.
+        """
         self._engine.begin_generation()
 
     def report(self) -> Report:
@@ -409,6 +412,10 @@ class DiffusersHost:
                 arrival.before_call(UNET if name == "unet" else TEXT)
         if arrival.is_done and arrival is self.arrival:
             self.arrival = None
+
+    def is_busy(self) -> bool:
+        """Not known: what a pipeline does between two calls of its models takes no time."""
+        return False
 
     def cache_folder(self) -> Path:
         """The user's caches, or what ACCEL_CACHE_DIR says."""

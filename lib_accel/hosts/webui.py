@@ -157,6 +157,10 @@ class WebuiHost:
     def before_call(self, model: nn.Module) -> None:
         """Nothing: the Lora extension has read everything before it lets a model be called."""
 
+    def is_busy(self) -> bool:
+        """Whether the webui has a job, of whatever kind (modules/shared_state.py)."""
+        return bool(getattr(shared.state, "job", ""))
+
     def cache_folder(self) -> Path:
         """Beside the webui's own caches (modules/cache.py), or what ACCEL_CACHE_DIR says."""
         chosen = os.environ.get("ACCEL_CACHE_DIR")

@@ -106,5 +106,5 @@ def _takes_two_masks(forward: Callable[..., Any]) -> bool:
 
 ENTRIES: tuple[Entry, ...] = (
     Unit(f"{_HOME}.CLIPEncoderLayer", _candidates, _inputs, _output),
-    Model(f"{_HOME}.CLIPEncoder"),
+    Model(f"{_HOME}.CLIPEncoder", begins_pictures=True),
 )

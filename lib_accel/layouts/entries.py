@@ -53,6 +53,7 @@ class Model(NamedTuple):
 
     path: str
     denoises: bool = False  # a UNet or control model: its calls are counted
+    begins_pictures: bool = False  # a text encoder, which comes before the steps
 
 
 Entry = Unit | UNet | Model

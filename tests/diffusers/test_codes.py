@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import pytest
-import torch
 
 from lib_accel import engine
-from lib_accel.choice import Choice
 from lib_accel.errors import OptionError
+from lib_accel.graphs.activity import Activity
 from lib_accel.graphs.compiler import Compiler
+from lib_accel.graphs.workshop import Workshop
 from lib_accel.hosts.diffusers import Handle
 from tests.diffusers import models
 from tests.diffusers.test_equality import LIMIT, Accelerate, Stock
@@ -22,8 +22,8 @@ COMPILER = Compiler(lambda condition: lambda module, example: module.forward)  #
 
 @pytest.fixture(autouse=True)
 def _traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "compiler_of_this_process", lambda: COMPILER)
-    monkeypatch.setattr(engine, "Choice", functools.partial(Choice, helper=None))
+    workshop = Workshop(COMPILER, Activity(), helper=None)
+    monkeypatch.setattr(engine, "workshop_of_this_process", lambda: workshop)
 
 
 def compiled_in(handle: Handle) -> int:
@@ -43,17 +43,29 @@ def test_compiled_blocks_make_stocks_picture(accelerate: Accelerate, stock: Stoc
     assert models.difference(made, stock(form, steps=STEPS)) <= LIMIT
 
 
-def test_codes_change_after_the_decoder_without_being_told(accelerate: Accelerate) -> None:
+def test_codes_change_with_the_next_prompt_without_being_told(accelerate: Accelerate) -> None:
     pipe = models.own_pipeline()
     handle = accelerate(pipe, code="compiled")
     done = []
     for _ in range(3):
         models.picture(pipe, steps=STEPS)
-        with torch.no_grad():
-            pipe.vae.decode(torch.zeros(1, 4, 8, 8))
         handle.warm_up(timeout_s=240)
         done.append(compiled_in(handle) > 0)
     assert done == [False, False, True]
+
+
+def test_a_preview_changes_no_code_within_a_picture(accelerate: Accelerate) -> None:
+    pipe = models.own_pipeline()
+    handle = accelerate(pipe, code="compiled")
+
+    def preview(pipe: Any, step: int, time: Any, given: Any) -> Any:
+        pipe.vae.decode(given["latents"])
+        return {}
+
+    for _ in range(2):
+        models.picture(pipe, steps=STEPS, callback_on_step_end=preview)
+        assert compiled_in(handle) == 0
+        handle.warm_up(timeout_s=240)
 
 
 def test_loras_are_seen_by_compiled_blocks(accelerate: Accelerate) -> None:
@@ -81,6 +93,6 @@ def test_host_leaves_the_picture_to_diffusers(accelerate: Accelerate, stock: Sto
 
 def test_an_unknown_code_is_refused(accelerate: Accelerate) -> None:
     with pytest.raises(
-        OptionError, match="code: got 'fastest', expected one of auto, direct, compiled, host"
+        OptionError, match="code: got 'fastest', expected one of auto, direct, measured, compiled, host"
     ):
         accelerate(models.own_pipeline(), code="fastest")

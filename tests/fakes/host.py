@@ -26,6 +26,7 @@ class FakeHost:
         self.trusted: list[Callable[..., Any]] = []
         self.live: list[tuple[str, nn.Module]] = []
         self.tells_generations = True
+        self.busy = False
         self.folder: Path | None = None  # None: nothing is kept
         self.called: list[str] = []  # classes of whole models, as before_call met them
 
@@ -55,6 +56,9 @@ class FakeHost:
 
     def before_call(self, model: nn.Module) -> None:
         self.called.append(type(model).__name__)
+
+    def is_busy(self) -> bool:
+        return self.busy
 
     def cache_folder(self) -> Path | None:
         return self.folder
