@@ -15,8 +15,14 @@ from lib_accel.bench.stats import never_slower
 from lib_accel.bench.suites import FULL, QUICK, SUITES
 from lib_accel.bench.table import HEADINGS, aligned, lora_lines, row
 
-LORA = "lora"
-LORA_SIZES = ("tiny", "sd15", "sdxl")  # of sizes.SIZES, which is not imported to read the command line
+LORA, GRAPHS = "lora", "graphs"
+
+# Of sizes.SIZES and graphs_models.WIDTHS, which are not imported to read the command line.
+LORA_SIZES = ("tiny", "sd15", "sdxl")
+GRAPHS_SIZES = ("tiny", "half", "sd15")
+
+# Flags that not every suite knows, and the suites that do.
+_SUITES_OF = {"size": (LORA, GRAPHS), "loras": (LORA,), "rounds": (LORA,), "plot": (LORA,)}
 
 
 def main(argv: list[str]) -> int:
@@ -28,9 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m lib_accel bench", description="Times stock diffusers and ours in turn.")
     parser.add_argument(
         "--suite",
-        choices=[*sorted(SUITES), LORA],
+        choices=[*sorted(SUITES), LORA, GRAPHS],
         default="cpu",
-        help="which cases: cpu, steps of models; lora, kinds of networks and switches (default: cpu)",
+        help="which cases: cpu, steps of models; lora, kinds of networks and switches; graphs, what "
+        "compiling costs and brings (default: cpu)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to write all figures to")
     parser.add_argument(
@@ -39,13 +46,14 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a few cases, {QUICK.pairs} pairs: shows that all works, not how fast it is",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch's threads (default: 1)")
-    of_lora = parser.add_argument_group("with --suite lora")
-    of_lora.add_argument(
+    parser.add_argument_group("with --suite lora or graphs").add_argument(
         "--size",
         action="append",
-        choices=LORA_SIZES,
-        help="whose layers networks are for; may be repeated (default: sd15 and sdxl, with --quick tiny)",
+        choices=list(dict.fromkeys((*LORA_SIZES, *GRAPHS_SIZES))),
+        help="of models; may be repeated (lora: tiny, sd15 or sdxl; default: sd15 and sdxl, with --quick "
+        "tiny. graphs: tiny, half or sd15; default: tiny and half, blocks one by one of sd15)",
     )
+    of_lora = parser.add_argument_group("with --suite lora")
     of_lora.add_argument(
         "--loras",
         action="append",
@@ -78,9 +86,11 @@ def _bench(argv: list[str]) -> int:
     at_least(1, **{"memory-gib": arguments.memory_gib})
     if arguments.json:
         writable(arguments.json, "--json")
+    _refuse_flags_of_others(arguments)
     if arguments.suite == LORA:
         return _bench_lora(arguments)
-    _refuse_flags_of_lora(arguments)
+    if arguments.suite == GRAPHS:
+        return _bench_graphs(arguments)
     with _threads(arguments.threads):
         report = _measure(arguments.suite, quick=arguments.quick)
     _print(report)
@@ -90,10 +100,18 @@ def _bench(argv: list[str]) -> int:
     return 0
 
 
-def _refuse_flags_of_lora(arguments: argparse.Namespace) -> None:
-    for flag in ("size", "loras", "rounds", "plot"):
-        if getattr(arguments, flag) is not None:
-            raise ArgumentsError(f"--{flag} belongs to --suite {LORA}; got --suite {arguments.suite}")
+def _refuse_flags_of_others(arguments: argparse.Namespace) -> None:
+    for flag, suites in _SUITES_OF.items():
+        if getattr(arguments, flag) is not None and arguments.suite not in suites:
+            raise ArgumentsError(
+                f"--{flag} belongs to --suite {' or '.join(suites)}; got --suite {arguments.suite}"
+            )
+    known = {LORA: LORA_SIZES, GRAPHS: GRAPHS_SIZES}.get(arguments.suite, ())
+    for size in arguments.size or ():
+        if size not in known:
+            raise ArgumentsError(
+                f"--size: got {size} with --suite {arguments.suite}, expected one of {', '.join(known)}"
+            )
 
 
 def _bench_lora(arguments: argparse.Namespace) -> int:
@@ -117,12 +135,38 @@ def _bench_lora(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _measure_lora(arguments: argparse.Namespace) -> dict[str, Any]:
+def _bench_graphs(arguments: argparse.Namespace) -> int:
+    with _threads(arguments.threads):
+        report = _measure_graphs(arguments)
+    from lib_accel.bench.graphs_table import graphs_table
+
+    print(f"{_machine(report['environment'])}\n\n{graphs_table(report)}")
+    if arguments.json:
+        print(f"written: {arguments.json}")
+    return 0
+
+
+def _measure_graphs(arguments: argparse.Namespace) -> dict[str, Any]:
     from lib_accel.bench.quiet import quiet
 
-    def keep(report: Mapping[str, Any]) -> None:
-        if arguments.json:
-            arguments.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    with quiet():
+        from lib_accel.bench.graphs_suite import BRIEF, Plan, graphs_suite
+
+        plan = replace(BRIEF if arguments.quick else Plan(), threads=arguments.threads)
+        if arguments.size:
+            sizes = tuple(dict.fromkeys(arguments.size))
+            plan = replace(plan, widths=sizes, proved=sizes)
+        return graphs_suite(plan, keep=lambda report: _keep(report, arguments.json))
+
+
+def _keep(report: Mapping[str, Any], file: Path | None) -> None:
+    """Writes a report as far as it is done, since a long run may be cut off."""
+    if file:
+        file.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
+def _measure_lora(arguments: argparse.Namespace) -> dict[str, Any]:
+    from lib_accel.bench.quiet import quiet
 
     with quiet():
         from lib_accel.bench.lora_suite import lora_suite
@@ -136,7 +180,7 @@ def _measure_lora(arguments: argparse.Namespace) -> dict[str, Any]:
             rounds=arguments.rounds or plan.rounds,
             memory_gib=arguments.memory_gib,
         )
-        return lora_suite(plan, keep=keep)
+        return lora_suite(plan, keep=lambda report: _keep(report, arguments.json))
 
 
 def _measure(suite: str, *, quick: bool) -> dict[str, Any]:

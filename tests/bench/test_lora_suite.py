@@ -156,7 +156,7 @@ def test_a_time_is_told_in_the_unit_that_suits_it(seconds: float, text: str) -> 
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--size", "tiny"], "--size belongs to --suite lora; got --suite cpu"),
+        (["--size", "tiny"], "--size belongs to --suite lora or graphs; got --suite cpu"),
         (["--rounds", "3"], "--rounds belongs to --suite lora"),
         (["--suite", "lora", "--rounds", "0"], "--rounds: got 0, expected 1 or more"),
         (["--suite", "lora", "--loras", "4", "--loras", "0"], "--loras: got 0, expected 1 or more"),
