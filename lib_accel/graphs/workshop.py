@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import logging
+import pickle
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
@@ -142,8 +143,8 @@ class Workshop:
                             self._end(job, CompileError(error))
                         if not any(other in self._jobs for other in jobs[answered:]):  # cancelled
                             return
-            except CompileError as error:
-                _log.info("%s; compiling in this process", error)
+            except (CompileError, OSError, ValueError, pickle.PickleError) as error:
+                _log.info("no help with compiling: %s; it is done in this process", error)
                 break
             if not answered:
                 break
