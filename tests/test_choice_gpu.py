@@ -1,4 +1,4 @@
-"""Compiled blocks on a CUDA device: torch's own compiler, half precision, and a worker beside this process."""
+"""Compiled blocks on a CUDA device: torch's own compiler, in half precision."""
 
 from __future__ import annotations
 
