@@ -399,6 +399,7 @@ def _reported(case: _Case) -> CaseReport:
     if verdict is None:
         reason = "to be proved" if case.graph is not None else "to be compiled"
         verdict = Verdict(DIRECT, reason)
+    difference = verdict.difference
     return CaseReport(
         block=str(case.key.structure),
         size="x".join(map(str, case.sizes.x)),
@@ -407,7 +408,7 @@ def _reported(case: _Case) -> CaseReport:
         code=case.code,
         next_code=verdict.code,
         reason=verdict.reason,
-        difference=None if verdict.difference == math.inf else verdict.difference,  # JSON knows no infinity
+        difference=difference if difference is None or math.isfinite(difference) else None,  # as JSON has it
         tolerance=verdict.tolerance,
         ms=dict(verdict.ms),
     )

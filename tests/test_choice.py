@@ -321,13 +321,16 @@ def test_cleared_verdicts_are_found_anew(compiler: Compiler, tmp_path: Path) -> 
 # What is chosen
 
 
-def chosen_freely(monkeypatch: pytest.MonkeyPatch, *, slow: str | None = None) -> None:
-    """Finds `slow` to be ten times slower than anything else."""
+def chosen_freely(
+    monkeypatch: pytest.MonkeyPatch, *, slow: str | None = None, fast: str | None = None
+) -> None:
+    """Finds `slow` to be ten times slower than anything else, and `fast` ten times faster."""
     monkeypatch.setattr(choice_module, "_PROOF_SHARE", 1e9)
     real = proof.prove
 
     def timed(sides: Any, kind: str, **options: Any) -> Any:
-        by_side = {side: 10.0 if code == slow else 1.0 for code, side in sides.items()}
+        seconds = {slow: 10.0, fast: 0.1}
+        by_side = {side: seconds.get(code, 1.0) for code, side in sides.items()}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(proof, "_seconds", lambda side, device: by_side[side])
             return real(sides, kind, **options)
@@ -422,6 +425,31 @@ def test_memory_that_ends_in_a_proof_is_tried_again(
             studio.warmed(unet)
         studio.warmed(unet)
         assert studio.compiled == SMALL
+
+
+def test_memory_that_ends_while_compiling_is_tried_three_times(with_backend: Callable[..., Studio]) -> None:
+    tried = []
+
+    def backend(module: Any, example: Any) -> Any:
+        tried.append(1)
+        raise MemoryError("full")
+
+    unet = small_unet()
+    studio = with_backend(backend)
+    for _ in range(5):
+        studio.picture(unet)
+        studio.engine.warm_up(timeout_s=120)
+    assert len(tried) == 3 * SMALL_STRUCTURES
+
+
+def test_a_host_that_was_faster_is_measured_anew_by_the_next_process(
+    monkeypatch: pytest.MonkeyPatch, compiler: Compiler, tmp_path: Path
+) -> None:
+    chosen_freely(monkeypatch, fast=proof.HOST)
+    with attached(Studio(compiler, code="measured", folder=tmp_path)) as studio:
+        studio.warmed(small_unet())
+        assert studio.engine.generation.host > 0
+    assert proof.HOST not in (tmp_path / "verdicts.json").read_text()
 
 
 def test_nothing_is_compiled_while_acceleration_is_off(compiler: Compiler) -> None:

@@ -88,7 +88,7 @@ def _difference(first: Tensor, second: Tensor) -> float:
 
 def _fault(outputs: Mapping[str, Tensor], limit: float, difference: float) -> str:
     """Why compiled code may not run; empty if it may."""
-    if difference > limit:
+    if not difference <= limit:  # nor if it is NaN, of lengths that float32 cannot hold
         return f"compiled differs from direct by {difference:.1e}, tolerated are {limit:.1e}"
     if HOST in outputs:
         # What direct and the host are apart by themselves is the order of their sums, not the graph's fault.

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import platform
+import secrets
 import sys
 import tempfile
 import threading
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 _SCHEMA = 1
 _MOST_TRIES = 2  # of what ends the process: once may be somebody who switched it off
 _MOST_ENTRIES = 4000
+_TOKEN = secrets.token_hex(8)  # of this process
 
 
 def default_folder() -> Path:
@@ -96,14 +98,16 @@ class Verdicts:
         """Notes that something is tried under that name; `put` or `end_trial` follows, if we live."""
         with self._lock:
             trials = self._loaded().trials
-            trials[name] = {"process": os.getpid(), "tries": _tries(trials.get(name, {})) + 1}
+            before = trials.get(name)
+            tries = 0 if before is None else _tries(before) if _is_over(before) else _tries(before) - 1
+            trials[name] = {"process": os.getpid(), "token": _TOKEN, "tries": tries + 1}
             self._write(name)
 
     def end_trial(self, name: str) -> None:
         """Nothing was found out, and nothing happened."""
         with self._lock:
             trials = self._loaded().trials
-            if trials.get(name, {}).get("process") == os.getpid():
+            if trials.get(name, {}).get("token") == _TOKEN:
                 del trials[name]
                 self._write(name)
 
@@ -186,6 +190,8 @@ def _replace(file: Path, content: str) -> None:
 def _is_over(trial: Mapping[str, Any]) -> bool:
     """Whether the process that began a trial is gone."""
     process = trial.get("process")
+    if process == os.getpid():  # in a container, a program has the same number at each start
+        return trial.get("token") != _TOKEN
     if os.name != "posix" or type(process) is not int:
         return True  # elsewhere, to ask costs more than to try once less
     try:

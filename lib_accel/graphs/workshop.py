@@ -131,7 +131,10 @@ class Workshop:
 
     def _helped(self, jobs: list[Job]) -> Iterator[Job]:
         """The jobs, each when the helper is through with it; those that it failed at are done with."""
-        while self._helper is not None and jobs and self._wait_until_idle(jobs[0]):
+        while self._helper is not None and jobs:
+            if not self._wait_until_idle(jobs[0]):  # cancelled: others' jobs are the next round's
+                return
+            jobs = [job for job in jobs if job in self._jobs]
             answered = 0
             try:
                 with contextlib.closing(self._helper([job.part for job in jobs], self._stop)) as answers:

@@ -135,6 +135,13 @@ def prepared(compiler: Compiler, block: Block, inputs: Inputs, rules: Rules = AS
     return compiler.prepare(*part(block, inputs, rules))
 
 
+def taken(graph: Graph, inputs: Inputs) -> Tensor:
+    """What the graph gives for a call, which it must take."""
+    output, was_taken = graph.run(inputs)
+    assert was_taken
+    return output
+
+
 class Backends:
     """A back end that runs each graph as it was traced, and counts them."""
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,17 @@ from lib_accel.graphs.compiler import MOST_GRAPHS, Compiler, Graph
 from lib_accel.graphs.proof import tolerance
 from lib_accel.graphs.structure import Inputs
 from lib_accel.graphs.worker import compile_elsewhere
-from tests.graphs.small import CHANNELS, Block, calls, difference, part, prepared, residual, transformer
+from tests.graphs.small import (
+    CHANNELS,
+    Block,
+    calls,
+    difference,
+    part,
+    prepared,
+    residual,
+    taken,
+    transformer,
+)
 
 # torch's compiler uses what torch itself warns of.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")]
@@ -43,10 +54,8 @@ class Compiled(NamedTuple):
 
     def check(self, block: Block, inputs: Inputs) -> None:
         """That the graph takes the call and gives what direct code gives."""
-        misses = self.graph.misses
         limit = tolerance(block.kind, torch.float32)
-        assert difference(self.graph.run(inputs), block.direct(inputs)) <= limit
-        assert self.graph.misses == misses
+        assert difference(taken(self.graph, inputs), block.direct(inputs)) <= limit
 
 
 @pytest.fixture(scope="module", params=[residual, transformer])
@@ -73,7 +82,7 @@ def test_a_single_position_is_right_if_the_compiler_refuses_it_too(compiled: Com
         if has_one_position(inputs):
             with contextlib.suppress(CompileError):  # torch 2.13 does, by an AssertionError
                 prepared(compiled.compiler, compiled.block, inputs)
-            found = compiled.graph.run(inputs)
+            found, _ = compiled.graph.run(inputs)
             limit = tolerance(compiled.block.kind, torch.float32)
             assert difference(found, compiled.block.direct(inputs)) <= limit
         else:
@@ -84,12 +93,12 @@ def test_a_single_position_is_right_if_the_compiler_refuses_it_too(compiled: Com
 def test_weights_written_in_place_are_seen_at_once(compiled: Compiled) -> None:
     own = compiled.block.replaced(Tensor.clone)
     given = calls(own)[0]
-    before = compiled.graph.run(given)
+    before = taken(compiled.graph, given)
     for weight in own.weights:
         if weight is not None:
             weight.add_(0.5 * weight.flip(0))
     compiled.check(own, given)
-    assert difference(compiled.graph.run(given), before) > 0.05
+    assert difference(taken(compiled.graph, given), before) > 0.05
 
 
 def test_weights_that_lie_anywhere_in_memory_are_read_right(compiled: Compiled) -> None:
@@ -108,33 +117,44 @@ _AFTER = """
 import torch
 from torch._dynamo.utils import counters
 from lib_accel.graphs.compiler import Compiler
-from tests.graphs.small import calls, difference, prepared, residual
+from tests.graphs.small import calls, difference, prepared, residual, taken
 block = residual(8, 24)
 torch.set_num_threads(1)
+torch.set_float32_matmul_precision({precision!r})
 compiler = Compiler()
 with torch.no_grad():
     for inputs in calls(block)[:2]:
         graph = prepared(compiler, block, inputs)
-        assert difference(graph.run(inputs), block.direct(inputs)) <= 2e-6
+        assert difference(taken(graph, inputs), block.direct(inputs)) <= 2e-6
 found = counters["inductor"]
 print(found["fxgraph_cache_hit"], found["fxgraph_cache_miss"], found["fxgraph_cache_bypass"])
 """
 
 
-def after(folder: Path) -> list[int]:
+def after(folder: Path, precision: str) -> list[int]:
     """Hits, misses and bypasses of torch's cache in a folder, in a new process that needs a graph."""
+    script = _AFTER.format(precision=precision)
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder)}
     found = subprocess.run(
-        [sys.executable, "-c", _AFTER], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     return [int(number) for number in found.stdout.split()]
 
 
+@pytest.fixture(params=["highest", "high"])
+def precision(request: Any) -> Iterator[str]:
+    """Of float32 matmuls in this process, which asks."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
 def test_what_a_worker_made_is_found_by_the_process_that_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     block = residual(8, 24)
     parts = [part(block, inputs) for inputs in calls(block)[:2]]
-    assert list(compile_elsewhere(parts, 1)) == [None, None]
-    assert after(tmp_path) == [1, 0, 0]
+    assert list(compile_elsewhere(parts, threading.Event())) == [None, None]
+    assert after(tmp_path, precision) == [1, 0, 0]

@@ -38,7 +38,7 @@ class Clock:
         """Tells the clock which side is which."""
         self._codes = {side: code for code, side in sides.items()}
 
-    def __call__(self, side: Side) -> float:
+    def __call__(self, side: Side, device: torch.device) -> float:
         self.runs += 1
         times = self._seconds[self._codes[side]]
         return times.pop(0) if len(times) > 1 else times[0]
@@ -59,6 +59,9 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Decide:
 
     return prove_outputs
 
+
+ALMOST = off(0.9 * tolerance(KIND, torch.float32))
+WRONG = off(1.1 * tolerance(KIND, torch.float32))
 
 # The time
 
@@ -84,6 +87,20 @@ def test_compiled_code_that_is_not_faster_does_not_run(decide: Decide, seconds: 
 def test_compiled_code_that_is_asked_for_needs_no_speed(decide: Decide) -> None:
     verdict = decide({DIRECT: RIGHT, COMPILED: RIGHT}, Clock(direct=1.0, compiled=9.0), is_forced=True)
     assert (verdict.code, verdict.reason) == (COMPILED, "asked for")
+
+
+def test_what_is_asked_for_is_timed_in_one_round_only(decide: Decide) -> None:
+    clock = Clock(direct=1.0, compiled=2.0)
+    verdict = decide({DIRECT: RIGHT, COMPILED: RIGHT}, clock, is_forced=True)
+    assert clock.runs == 2 * 2
+    assert verdict.ms == {DIRECT: 1000.0, COMPILED: 2000.0}
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_the_hosts_block_never_runs_where_compiled_code_is_asked_for(decide: Decide, is_right: bool) -> None:
+    outputs = {DIRECT: RIGHT, COMPILED: RIGHT if is_right else WRONG, HOST: RIGHT}
+    verdict = decide(outputs, Clock(direct=1.0, compiled=1.0, host=0.1), is_forced=True)
+    assert verdict.code == (COMPILED if is_right else DIRECT)
 
 
 def test_the_hosts_block_runs_where_it_is_faster_than_both(decide: Decide) -> None:
@@ -121,6 +138,11 @@ def test_a_slow_run_of_faster_code_does_not_decide(decide: Decide) -> None:
     assert decide({DIRECT: RIGHT, COMPILED: RIGHT}, clock).code == COMPILED
 
 
+def test_a_gain_that_two_of_ten_pairs_do_not_show_is_noise(decide: Decide) -> None:
+    clock = Clock(direct=1.0, compiled=[5.0, 5.0, 0.5])
+    assert decide({DIRECT: RIGHT, COMPILED: RIGHT}, clock).code == DIRECT
+
+
 def test_sides_run_forth_and_back_as_often_as_each_other(decide: Decide) -> None:
     clock = Clock(direct=1.0, compiled=1.0, host=1.0)
     decide({DIRECT: RIGHT, COMPILED: RIGHT, HOST: RIGHT}, clock)
@@ -139,7 +161,7 @@ def test_a_proof_of_a_slow_block_is_short(
     monkeypatch.setattr(proof, "time", SimpleNamespace(perf_counter=lambda: next(hours)))
     clock = Clock(direct=1.0, compiled=0.5)
     assert decide({DIRECT: RIGHT, COMPILED: RIGHT}, clock).code == COMPILED
-    assert clock.runs == 2 * 2 * 2
+    assert clock.runs == 2 * 2 * 3
 
 
 def test_seconds_are_those_of_the_side(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,13 +172,10 @@ def test_seconds_are_those_of_the_side(monkeypatch: pytest.MonkeyPatch) -> None:
         return RIGHT
 
     monkeypatch.setattr(proof, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    assert proof._seconds(side) == 3.0
+    assert proof._seconds(side, RIGHT.device) == 3.0
 
 
 # The result
-
-ALMOST = off(0.9 * tolerance(KIND, torch.float32))
-WRONG = off(1.1 * tolerance(KIND, torch.float32))
 
 
 @pytest.mark.parametrize("is_forced", [False, True])
@@ -235,6 +254,21 @@ def test_numbers_too_large_for_their_dtype_squared_are_compared(decide: Decide) 
     outputs = {DIRECT: large, COMPILED: off(0.05, large.double()).half()}
     verdict = decide(outputs, Clock(direct=1.0, compiled=0.1))
     assert (verdict.code, verdict.difference) == (DIRECT, pytest.approx(0.05, rel=0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_too_large_to_be_squared_in_float32_are_no_agreement(
+    decide: Decide, dtype: torch.dtype
+) -> None:
+    large = 1e25 * RIGHT
+    outputs = {DIRECT: large.to(dtype), COMPILED: (-large).to(dtype)}
+    assert decide(outputs, Clock(direct=1.0, compiled=0.1)).code == DIRECT
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_compared_in_float32(dtype: torch.dtype) -> None:
+    many = torch.full((100_000,), 3.0).to(dtype)  # their squares add up to more than the dtype tells apart
+    assert proof._difference(1.5 * many, many) == pytest.approx(0.5, rel=1e-5)
 
 
 # The tolerances

@@ -255,9 +255,9 @@ def test_digests_differ_by_each_part() -> None:
     assert len({digest(condition()), digest(condition(dtype=torch.bfloat16))}) == 2
 
 
-def test_a_structure_prints_its_kind_and_widest_weight() -> None:
-    assert str(residual(8, 16).structure()) == "residual 16x8x3x3"
-    assert str(transformer().structure()) == "transformer block 16x16"
+def test_a_structure_prints_its_kind_and_largest_weight() -> None:
+    assert str(residual(8, 16).structure()) == "residual 16x16x3x3"
+    assert str(transformer().structure()) == "transformer block 128x16"
 
 
 # What no graph takes

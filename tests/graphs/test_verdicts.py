@@ -19,6 +19,8 @@ from lib_accel.graphs import verdicts as verdicts_module
 from lib_accel.graphs.proof import COMPILED, DIRECT, HOST, Verdict
 from lib_accel.graphs.verdicts import Verdicts, default_folder, surroundings
 
+ROOT = Path(__file__).resolve().parents[2]
+
 FOUND = Verdict(COMPILED, "50 % less time than direct", 1e-7, 2e-6, {DIRECT: 2.0, COMPILED: 1.0})
 OTHER = Verdict(HOST, "20 % less time than direct", None, 2e-6, {DIRECT: 1.0, HOST: 0.8})
 
@@ -134,19 +136,54 @@ def dead_process() -> int:
     return process.pid
 
 
-def trying(folder: Path, name: str, process: object) -> None:
-    """Leaves the file that a process has left that was trying something."""
+def write(folder: Path, *, schema: int = 1, verdicts: object = None, trials: object = None) -> None:
+    """Leaves such a file, as if another process had."""
     folder.mkdir(parents=True, exist_ok=True)
-    entries = {name: {"code": "trying", "process": process}}
-    file(folder).write_text(json.dumps({"schema": 1, "verdicts": entries}))
+    content = {"schema": schema, "verdicts": verdicts or {}, "trials": trials or {}}
+    file(folder).write_text(json.dumps(content))
 
 
-def test_what_a_process_was_trying_when_it_ended_is_direct(folder: Path) -> None:
+def trying(folder: Path, name: str, process: object, tries: object = 2) -> None:
+    """Leaves the file that a process has left that was trying something for so many times."""
+    write(folder, trials={name: {"process": process, "tries": tries}})
+
+
+def trials(folder: Path) -> dict[str, Any]:
+    """Those on disk."""
+    return json.loads(file(folder).read_text())["trials"]  # type: ignore[no-any-return]
+
+
+ENDED_TWICE = Verdict(DIRECT, "the program ended twice while this was tried")
+
+
+def test_what_two_processes_were_trying_when_they_ended_is_direct(folder: Path) -> None:
     trying(folder, "a", dead_process())
-    verdict = Verdicts(folder).get("a")
-    assert verdict is not None
-    assert verdict.code == DIRECT
-    assert verdict.reason == "the program ended while this was tried; clear the cache to try again"
+    assert Verdicts(folder).get("a") == ENDED_TWICE
+
+
+@pytest.mark.parametrize("tries", [1, 0, None, "2", True, []])
+def test_what_one_process_was_trying_when_it_ended_is_tried_again(folder: Path, tries: object) -> None:
+    trying(folder, "a", dead_process(), tries)
+    assert Verdicts(folder).get("a") is None
+
+
+def test_trials_of_two_processes_that_end_are_counted(folder: Path) -> None:
+    script = "import os, sys; from lib_accel.graphs.verdicts import *\n"
+    script += "Verdicts(Path(sys.argv[1])).begin_trial('a'); os._exit(9)"
+    found = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", script, str(folder)], cwd=ROOT, check=False)
+        found.append(Verdicts(folder).get("a"))
+    assert found == [None, ENDED_TWICE]
+
+
+def test_a_trial_that_ends_well_takes_back_those_that_did_not(folder: Path) -> None:
+    trying(folder, "a", dead_process(), 1)
+    verdicts = Verdicts(folder)
+    verdicts.begin_trial("a")
+    assert (trials(folder)["a"]["process"], trials(folder)["a"]["tries"]) == (os.getpid(), 2)
+    verdicts.end_trial("a")
+    assert trials(folder) == {}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere no process is asked after")
@@ -167,7 +204,27 @@ def test_what_a_process_of_another_user_tries_is_unknown(
     assert Verdicts(folder).get("a") is None
 
 
-@pytest.mark.parametrize("process", [os.getpid(), None, "1", True])
+def test_what_this_process_tries_is_unknown_to_all_of_its_engines(folder: Path) -> None:
+    for _ in range(3):
+        Verdicts(folder).begin_trial("a")
+    assert Verdicts(folder).get("a") is None
+
+
+def test_a_former_process_of_the_same_number_is_over(folder: Path) -> None:
+    trying(folder, "a", os.getpid())
+    assert Verdicts(folder).get("a") == ENDED_TWICE
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere no process is asked after")
+def test_a_trial_beside_that_of_a_living_process_is_no_interruption(
+    folder: Path, others: subprocess.Popen[bytes]
+) -> None:
+    trying(folder, "a", others.pid, 1)
+    Verdicts(folder).begin_trial("a")
+    assert trials(folder)["a"]["tries"] == 1
+
+
+@pytest.mark.parametrize("process", [None, "1", True])
 def test_a_trial_that_no_living_process_can_have_begun_is_over(folder: Path, process: object) -> None:
     trying(folder, "a", process)
     assert Verdicts(folder).get("a") is not None
@@ -181,7 +238,15 @@ def test_ones_own_trial_is_unknown_to_oneself(folder: Path) -> None:
 
 def test_a_trial_is_on_disk_before_it_is_made(folder: Path) -> None:
     Verdicts(folder).begin_trial("a")
-    assert json.loads(file(folder).read_text())["verdicts"]["a"]["process"] == os.getpid()
+    assert (trials(folder)["a"]["process"], trials(folder)["a"]["tries"]) == (os.getpid(), 1)
+
+
+def test_a_trial_that_another_process_began_is_not_ended(
+    folder: Path, others: subprocess.Popen[bytes]
+) -> None:
+    trying(folder, "a", others.pid)
+    Verdicts(folder).end_trial("a")
+    assert trials(folder) == {"a": {"process": others.pid, "tries": 2}}
 
 
 def test_a_trial_that_ends_leaves_nothing(folder: Path) -> None:
@@ -197,13 +262,16 @@ def test_a_verdict_ends_a_trial(folder: Path) -> None:
     verdicts.put("a", FOUND)
     verdicts.end_trial("a")
     assert verdicts.get("a") == Verdicts(folder).get("a") == FOUND
+    assert trials(folder) == {}
 
 
 def test_a_trial_does_not_hide_what_is_known(folder: Path) -> None:
     verdicts = Verdicts(folder)
     verdicts.put("a", FOUND)
     verdicts.begin_trial("a")
-    assert verdicts.get("a") == FOUND
+    assert verdicts.get("a") == Verdicts(folder).get("a") == FOUND
+    verdicts.end_trial("a")
+    assert verdicts.get("a") == Verdicts(folder).get("a") == FOUND
 
 
 def test_an_interrupted_trial_can_be_settled_by_another_verdict(folder: Path) -> None:
@@ -233,9 +301,11 @@ BROKEN: dict[str, str | bytes] = {
     "a list": "[]",
     "a number": "1",
     "no schema": "{}",
-    "no verdicts": '{"schema": 1}',
-    "a list of verdicts": '{"schema": 1, "verdicts": []}',
-    "verdicts that are numbers": '{"schema": 1, "verdicts": {"a": 1}}',
+    "no verdicts": '{"schema": 1, "trials": {}}',
+    "no trials": '{"schema": 1, "verdicts": {"a": {"code": "host"}}}',
+    "a list of verdicts": '{"schema": 1, "verdicts": [], "trials": {}}',
+    "verdicts that are numbers": '{"schema": 1, "verdicts": {"a": 1}, "trials": {}}',
+    "trials that are numbers": '{"schema": 1, "verdicts": {"a": {"code": "host"}}, "trials": {"a": 1}}',
 }
 
 
@@ -260,8 +330,7 @@ def test_a_broken_file_is_written_anew(folder: Path, name: str) -> None:
 
 
 def test_a_file_of_another_version_is_not_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder.mkdir(parents=True)
-    file(folder).write_text('{"schema": 99, "verdicts": {"a": {"code": "host"}}}')
+    write(folder, schema=99, verdicts={"a": {"code": "host"}})
     assert Verdicts(folder).get("a") is None
     assert not caplog.records
 
@@ -272,14 +341,12 @@ def test_a_file_of_another_version_is_not_read(folder: Path, caplog: pytest.LogC
     ids=["empty", "unknown", "null", "list", "dict"],
 )
 def test_an_entry_of_no_known_code_is_unknown(folder: Path, entry: dict[str, Any]) -> None:
-    folder.mkdir(parents=True)
-    file(folder).write_text(json.dumps({"schema": 1, "verdicts": {"a": entry}}))
+    write(folder, verdicts={"a": entry})
     assert Verdicts(folder).get("a") is None
 
 
 def test_an_entry_says_at_least_which_code(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    file(folder).write_text('{"schema": 1, "verdicts": {"a": {"code": "host", "ms": 3}}}')
+    write(folder, verdicts={"a": {"code": "host", "ms": 3}})
     assert Verdicts(folder).get("a") == Verdict(HOST, "")
 
 
@@ -315,6 +382,21 @@ def test_a_full_disk_is_said_once(
     assert "choices are not kept" in record.message
     assert "No space left" in record.message
     assert list(folder.iterdir()) == []
+
+
+def test_what_could_not_be_written_is_written_with_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(13, "another process reads it")
+
+    verdicts = Verdicts(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        verdicts.put("a", FOUND)
+    verdicts.put("b", OTHER)
+    again = Verdicts(folder)
+    assert (again.get("a"), again.get("b")) == (FOUND, OTHER)
 
 
 # Where they are, and for what
