@@ -22,7 +22,13 @@ LORA_SIZES = ("tiny", "sd15", "sdxl")
 GRAPHS_SIZES = ("tiny", "half", "sd15")
 
 # Flags that not every suite knows, and the suites that do.
-_SUITES_OF = {"size": (LORA, GRAPHS), "loras": (LORA,), "rounds": (LORA,), "plot": (LORA,)}
+_SUITES_OF = {
+    "size": (LORA, GRAPHS),
+    "loras": (LORA,),
+    "rounds": (LORA,),
+    "plot": (LORA,),
+    "without-peft": (LORA,),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -68,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
         help="times that each is measured (default: 5; peft's, and all of 16 LoRAs, never more than 3)",
     )
     of_lora.add_argument(
+        "--without-peft",
+        action="store_const",
+        const=True,
+        help="leave out peft, whose merges take hours at sdxl",
+    )
+    of_lora.add_argument(
         "--plot", type=Path, metavar="FILE", help="picture (default: beside --json, as .png)"
     )
     of_lora.add_argument(
@@ -102,7 +114,7 @@ def _bench(argv: list[str]) -> int:
 
 def _refuse_flags_of_others(arguments: argparse.Namespace) -> None:
     for flag, suites in _SUITES_OF.items():
-        if getattr(arguments, flag) is not None and arguments.suite not in suites:
+        if getattr(arguments, flag.replace("-", "_")) is not None and arguments.suite not in suites:
             raise ArgumentsError(
                 f"--{flag} belongs to --suite {' or '.join(suites)}; got --suite {arguments.suite}"
             )
@@ -170,6 +182,7 @@ def _measure_lora(arguments: argparse.Namespace) -> dict[str, Any]:
 
     with quiet():
         from lib_accel.bench.lora_suite import lora_suite
+        from lib_accel.bench.sides import PEFT
         from lib_accel.bench.switching import BRIEF, Plan
 
         plan = BRIEF if arguments.quick else Plan()
@@ -179,6 +192,7 @@ def _measure_lora(arguments: argparse.Namespace) -> dict[str, Any]:
             counts=tuple(sorted(set(arguments.loras or plan.counts))),
             rounds=arguments.rounds or plan.rounds,
             memory_gib=arguments.memory_gib,
+            without=(PEFT,) if arguments.without_peft else (),
         )
         return lora_suite(plan, keep=lambda report: _keep(report, arguments.json))
 

@@ -32,6 +32,7 @@ class Plan:
     slow_rounds: int = 3  # of peft and of 16 networks or more, which take minutes
     picture_steps: int = 20  # of the pictures by which roundings are compared
     memory_gib: float = 10.0  # what would need more is left out
+    without: tuple[str, ...] = ()  # sides that are left out
 
     def rounds_of(self, side: str, count: int) -> int:
         """How often a side is timed with so many networks."""
@@ -53,7 +54,7 @@ def size_figures(name: str, plan: Plan, begin: Callable[[str], None]) -> Figures
         begin(f"{name}: files")
         wardrobe = Wardrobe(pipe.unet, Path(folder), max(plan.counts))
         figures: Figures = {"about": _about(name, pipe.unet, wardrobe), "counts": {}}
-        _warm(pipe, wardrobe)
+        _warm(pipe, wardrobe, plan)
         for count in plan.counts:
             begin(f"{name}: {count}")
             figures["counts"][str(count)] = _count_figures(pipe, wardrobe, count, plan)
@@ -79,10 +80,10 @@ def _bytes(found: Mapping[str, Tensor]) -> int:
     return sum(weight.numel() * weight.element_size() for weight in found.values())
 
 
-def _warm(pipe: Any, wardrobe: Wardrobe) -> None:
+def _warm(pipe: Any, wardrobe: Wardrobe, plan: Plan) -> None:
     """Imports, page cache, threads: one network on each side, once."""
-    for make in SIDES.values():
-        side = make(pipe, wardrobe)
+    for name in (name for name in SIDES if name not in plan.without):
+        side = SIDES[name](pipe, wardrobe)
         side.become(wardrobe.set(0, 1))
         side.close()
 
@@ -122,7 +123,7 @@ def _skipped(unet: nn.Module, wardrobe: Wardrobe, count: int, plan: Plan) -> dic
         side: f"would need about {each:.1f} GiB, {plan.memory_gib:g} are allowed"
         for side, each in gib.items()
         if each > plan.memory_gib
-    }
+    } | dict.fromkeys(plan.without, "not asked for")
 
 
 def _round(side: Side, wardrobe: Wardrobe, count: int, *, halves: bool) -> Round:

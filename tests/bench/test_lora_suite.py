@@ -161,6 +161,7 @@ def test_a_time_is_told_in_the_unit_that_suits_it(seconds: float, text: str) -> 
         (["--suite", "lora", "--rounds", "0"], "--rounds: got 0, expected 1 or more"),
         (["--suite", "lora", "--loras", "4", "--loras", "0"], "--loras: got 0, expected 1 or more"),
         (["--plot", "a.png"], "--plot belongs to --suite lora"),
+        (["--without-peft"], "--without-peft belongs to --suite lora"),
         (["--suite", "lora", "--size", "flux"], "invalid choice: 'flux'"),
         (["--suite", "lora", "--memory-gib", "0"], "--memory-gib: got 0, expected 1 or more"),
         (["--suite", "lora", "--plot", "."], "--plot: cannot write ."),

@@ -112,6 +112,10 @@ def test_half_of_the_layers_are_written_when_half_is_shared(pipe: Any, wardrobe:
     assert changed == len(counts) // 2
 
 
+def test_a_side_that_is_not_asked_for_is_left_out(pipe: Any, wardrobe: Wardrobe) -> None:
+    assert _skipped(pipe.unet, wardrobe, 1, Plan(without=("peft",))) == {"peft": "not asked for"}
+
+
 def test_a_side_that_needs_too_much_memory_is_left_out_with_the_reason(pipe: Any, wardrobe: Wardrobe) -> None:
     skipped = _skipped(pipe.unet, wardrobe, 2, Plan(memory_gib=0.5))
     assert set(skipped) == {OURS, BY_LAYER, PEFT}
