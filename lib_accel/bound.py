@@ -144,17 +144,19 @@ class BoundUnit:
     def count(self, tally: Tally, attention_reason: str | None) -> None:
         """Adds the unit's blocks to a tally; `attention_reason` holds attention back unless None."""
         if any(step.chosen is not None for step in self._steps):
-            for step in self._steps:
-                reasons = [_CHOSEN_HOST] if step.chosen == HOST else step.reasons(attention_reason)
-                tally.add(reasons, is_compiled=step.chosen == COMPILED)
+            self._count_steps(tally, attention_reason)
             return
         if attention_reason not in self._tallies:
             own = self._tallies[attention_reason] = Tally()
             if self.failure is not None:
                 self.count_as_host(own, [self.failure])
-            for step in self._steps:
-                own.add(step.reasons(attention_reason))
+            self._count_steps(own, attention_reason)
         tally.add_all(self._tallies[attention_reason])
+
+    def _count_steps(self, tally: Tally, attention_reason: str | None) -> None:
+        for step in self._steps:
+            reasons = [_CHOSEN_HOST] if step.chosen == HOST else step.reasons(attention_reason)
+            tally.add(reasons, is_compiled=step.chosen == COMPILED)
 
     def count_as_host(self, tally: Tally, reasons: Sequence[str]) -> None:
         """Adds the unit's blocks to a tally, all at host speed for these reasons."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lib_accel.blocks.kinds import KINDS, compute
 from lib_accel.blocks.rules import Rules
+from lib_accel.device import OUT_OF_MEMORY
 from lib_accel.errors import CompileError
 from lib_accel.graphs.activity import Activity
 from lib_accel.graphs.compiler import Graph
@@ -49,8 +50,7 @@ _COMPILES = (MEASURED, COMPILED)
 _PROOF_SHARE = 0.1  # of a picture's time, which proofs may take
 _MOST_MISSES = 2  # of a case, until its graph is given up
 _MOST_TRIES = 3  # of what failed for lack of memory, say, and may do next time
-_PASSING_FAILURES = (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))
-_PASSING_NAMES = tuple(kind.__name__ for kind in _PASSING_FAILURES)  # in the reasons of a worker
+_OUT_OF_MEMORY_NAMES = tuple(kind.__name__ for kind in OUT_OF_MEMORY)  # in the reasons of a worker
 _FAILURES_TO_GIVE_UP = 3  # for the same reason, and nothing was ever compiled: there is no compiler, say
 
 
@@ -139,9 +139,13 @@ class Choice:
         """This, if there is something to choose in a call with the option `code`, or None."""
         if code in _COMPILES:
             return self
+        self.rest()
+        return None
+
+    def rest(self) -> None:
+        """Stops asking for graphs, where nobody wants them now."""
         if self._is_asking:
             self.cancel()
-        return None
 
     # At each block
 
@@ -233,7 +237,7 @@ class Choice:
         self._verdicts.end_trial(case.name)
         if isinstance(result, CompileError):
             reason = str(result)
-            if any(name in reason for name in _PASSING_NAMES) and self._may_try_again(case):
+            if any(name in reason for name in _OUT_OF_MEMORY_NAMES) and self._may_try_again(case):
                 case.is_asked = False
                 return
             case.verdict = Verdict(DIRECT, reason)  # not kept: what is missing may be there next time
@@ -267,7 +271,7 @@ class Choice:
             return None
         try:
             result, is_taken = graph.run(inputs)
-        except _PASSING_FAILURES:
+        except OUT_OF_MEMORY:
             raise  # the engine's to handle: the host's code needs less, and the next call may fit
         except Exception as error:  # of compiled code, in whatever form; the plain function follows
             _log.exception("compiled %s failed; it runs direct from now", case.key.structure)
@@ -323,7 +327,7 @@ class Choice:
         verdict = None
         try:
             verdict = prove(sides, block.name, is_forced=case.key.is_forced)
-        except _PASSING_FAILURES as error:  # the next picture may fit
+        except OUT_OF_MEMORY as error:  # the next picture may fit
             case.is_resting = True
             if not self._may_try_again(case):
                 case.verdict = Verdict(DIRECT, f"failed when it was proved: {type(error).__name__}: {error}")

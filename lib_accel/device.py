@@ -12,6 +12,9 @@ _BY_DEVICE_TYPE = hasattr(torch, "get_autocast_dtype")
 
 SUPPORTED_DEVICES = ("cpu", "cuda")
 
+# What may fail without saying anything of the block: the next call may fit.
+OUT_OF_MEMORY = (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))
+
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that autocast would give convolutions on this device now, or None where autocast is off."""

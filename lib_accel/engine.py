@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from lib_accel import __version__
 from lib_accel.audit import ClassWatch
 from lib_accel.bound import BoundUNet, BoundUnit, ModelCall, new_call
 from lib_accel.choice import Choice
+from lib_accel.device import OUT_OF_MEMORY
 from lib_accel.errors import LayoutError
 from lib_accel.graphs.proof import COMPILED, HOST
 from lib_accel.graphs.verdicts import Verdicts
@@ -35,9 +35,6 @@ from lib_accel.steps import HostFailure
 
 _log = logging.getLogger(__name__)
 
-
-# What may fail without saying anything of the block: the next call may fit.
-_PASSING_FAILURES = (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))
 
 _SWITCHED_OFF = "switched off"
 
@@ -317,7 +314,7 @@ class Engine:
     def _new_call(self, x: Tensor) -> ModelCall:
         host, options = self._host, self._host.options()
         if not options.enabled:
-            self._choice.for_call(HOST)
+            self._choice.rest()
             return new_call(x, [_SWITCHED_OFF], [])
         reasons = list(host.stand_aside_reasons())
         if options.code == HOST:
@@ -381,7 +378,7 @@ class _Failure(NamedTuple):
     @classmethod
     def of(cls, error: Exception) -> _Failure:
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        return cls(type(error).__name__, str(error), isinstance(error, _PASSING_FAILURES), text)
+        return cls(type(error).__name__, str(error), isinstance(error, OUT_OF_MEMORY), text)
 
 
 class _UNetInputs(NamedTuple):

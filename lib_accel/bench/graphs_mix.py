@@ -10,19 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from lib_accel.bench.comparison import relative_l2
+from lib_accel.bench.graphs_choice import Backends, own_choice
 from lib_accel.bench.graphs_models import place
 from lib_accel.bench.graphs_subjects import Picture, Subject, subject
-from lib_accel.choice import Choice
-from lib_accel.graphs.activity import Activity
-from lib_accel.graphs.compiler import Backend, Compiler, inductor
+from lib_accel.graphs.compiler import inductor
 from lib_accel.graphs.proof import COMPILED
-from lib_accel.graphs.structure import Condition
-from lib_accel.graphs.verdicts import Verdicts
-from lib_accel.graphs.workshop import Workshop
 from lib_accel.report import GraphReport
 
 Figures = dict[str, Any]
-Backends = Callable[[Condition], Backend]
 
 # Of SD1.5 with a ControlNet: no more structures than this, and no more graphs of one.
 MOST_STRUCTURES, MOST_GRAPHS = 24, 2
@@ -70,7 +65,7 @@ def counters_of(
     Everything is compiled in this process, so that `compile_s` is all of it. `tell` hears of each picture.
     """
     where = place(width)
-    choice = Choice(Verdicts(None), Workshop(Compiler(backends), Activity(), helper=None))
+    choice = own_choice(backends)
     given = subject(package, width, where, choice)
     try:
         began = time.perf_counter()

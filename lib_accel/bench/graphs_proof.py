@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lib_accel.bench.graphs_choice import Backends, own_choice
 from lib_accel.bench.graphs_models import DIFFUSERS, place
 from lib_accel.bench.graphs_subjects import Picture, Subject, subject
-from lib_accel.choice import MEASURED, Choice
-from lib_accel.graphs.activity import Activity
-from lib_accel.graphs.compiler import Backend, Compiler, inductor
-from lib_accel.graphs.structure import Condition
-from lib_accel.graphs.verdicts import Verdicts
-from lib_accel.graphs.workshop import Workshop
+from lib_accel.choice import MEASURED
+from lib_accel.graphs.compiler import inductor
 
 Figures = dict[str, Any]
 
@@ -20,7 +17,7 @@ Figures = dict[str, Any]
 def proof_of(
     width: str,
     *,
-    backends: Callable[[Condition], Backend] = inductor,
+    backends: Backends = inductor,
     tell: Callable[[str], object] = lambda part: None,
 ) -> Figures:
     """A row for each case of a call of the UNet with guidance: what it ran how fast, what is chosen and why.
@@ -28,7 +25,7 @@ def proof_of(
     The UNet is `ldm`'s, or diffusers' where `ldm` is missing.
     """
     where = place(width)
-    choice = Choice(Verdicts(None), Workshop(Compiler(backends), Activity(), helper=None))
+    choice = own_choice(backends)
     try:
         package, given = "ldm", subject("ldm", width, where, choice, code=MEASURED)
     except ImportError:

@@ -11,15 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lib_accel.bench.graphs_choice import Backends, own_choice
 from lib_accel.bench.graphs_models import Place, drawn, sharing
 from lib_accel.bench.models import pipeline
-from lib_accel.choice import Choice
 from lib_accel.engine import Engine
-from lib_accel.graphs.activity import Activity
-from lib_accel.graphs.compiler import Backend, Compiler, inductor
-from lib_accel.graphs.structure import Condition
-from lib_accel.graphs.verdicts import Verdicts
-from lib_accel.graphs.workshop import Workshop
+from lib_accel.graphs.compiler import inductor
 from lib_accel.hosts.diffusers import DiffusersHost
 from lib_accel.options import Options
 
@@ -32,7 +28,7 @@ Given = tuple[Tensor, Tensor]  # latents and context
 class Makers(NamedTuple):
     """Who makes graphs: for ours by condition, for the others by the name of torch's back end."""
 
-    ours: Callable[[Condition], Backend] = inductor
+    ours: Backends = inductor
     others: str = "inductor"
 
 
@@ -74,7 +70,7 @@ class _Ours:
     def __init__(self, unet: Any, code: str, makers: Makers) -> None:
         self._pipe = pipeline("sd1")
         self._pipe.register_modules(unet=unet)
-        choice = Choice(Verdicts(None), Workshop(Compiler(makers.ours), Activity(), helper=None))
+        choice = own_choice(makers.ours)
         self._engine = Engine(DiffusersHost(self._pipe, Options(code=code)), choice)
         self._call = call_of(unet)
 

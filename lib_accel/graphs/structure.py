@@ -7,6 +7,7 @@ model of a family; the condition is where and in which numbers it runs. Sizes ar
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class Structure(NamedTuple):
     weights: tuple[tuple[int, ...] | None, ...]
 
     def __str__(self) -> str:
-        largest = max((shape for shape in self.weights if shape), key=_product, default=())
+        largest = max((shape for shape in self.weights if shape), key=math.prod, default=())
         return f"{self.kind} {'x'.join(map(str, largest))}"
 
 
@@ -60,7 +61,7 @@ class Sizes(NamedTuple):
     def size_class(self) -> str:
         """Sizes that cost alike by position: a batch of one or more, and the positions by powers of two."""
         batch, *others = self.x
-        positions = batch * (others[0] if len(others) == 2 else _product(others[1:]))
+        positions = batch * (others[0] if len(others) == 2 else math.prod(others[1:]))
         return f"{'1' if batch == 1 else 'n'}x{positions.bit_length()}"
 
 
@@ -169,10 +170,3 @@ def varying(structure: Structure) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def digest(*parts: Any) -> str:
     """A short name for values that print themselves wholly, the same in every process."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-
-
-def _product(numbers: Sequence[int]) -> int:
-    result = 1
-    for number in numbers:
-        result *= number
-    return result

@@ -31,16 +31,20 @@ _MOST_ENTRIES = 4000
 _TOKEN = secrets.token_hex(8)  # of this process
 
 
+def folder_or(usual: Path) -> Path:
+    """Where verdicts are kept: what ACCEL_CACHE_DIR says, or the usual folder."""
+    chosen = os.environ.get("ACCEL_CACHE_DIR")
+    return Path(chosen) if chosen else usual
+
+
 def default_folder() -> Path:
     """Where verdicts are kept that no host has a place for: ACCEL_CACHE_DIR, or the user's caches."""
-    if chosen := os.environ.get("ACCEL_CACHE_DIR"):
-        return Path(chosen)
     by_platform = {
         "win32": os.environ.get("LOCALAPPDATA", ""),
         "darwin": str(Path.home() / "Library" / "Caches"),
     }
     base = by_platform.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sd-webui-accel"
+    return folder_or(Path(base) / "sd-webui-accel")
 
 
 def surroundings(device: torch.device) -> str:

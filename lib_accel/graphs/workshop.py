@@ -164,10 +164,8 @@ class Workshop:
             return job in self._jobs
 
     def _make(self, job: Job) -> None:
-        if not self._wait_until_idle(job):
-            return
         with self._changed:
-            if job not in self._jobs:  # cancelled
+            if not self._wait_until_idle(job):
                 return
             self._now = job
         job.begin()

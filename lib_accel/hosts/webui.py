@@ -5,7 +5,6 @@ Facts about the host that this file relies on name the file they were read in.
 
 from __future__ import annotations
 
-import os
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from modules import devices, paths_internal, scripts, sd_models, sd_unet, shared
 from torch import nn
 
+from lib_accel.graphs.verdicts import folder_or
 from lib_accel.hosts.webui_lora import MARK, Merger, wanted_networks
 from lib_accel.options import Options
 
@@ -163,8 +163,7 @@ class WebuiHost:
 
     def cache_folder(self) -> Path:
         """Beside the webui's own caches (modules/cache.py), or what ACCEL_CACHE_DIR says."""
-        chosen = os.environ.get("ACCEL_CACHE_DIR")
-        return Path(chosen) if chosen else Path(paths_internal.data_path, "cache", "accel")
+        return folder_or(Path(paths_internal.data_path, "cache", "accel"))
 
     def models(self) -> Sequence[tuple[str, nn.Module]]:
         """The parts of the loaded checkpoint, and the control models that sd-webui-controlnet keeps."""
