@@ -381,6 +381,10 @@ class Choice:
             self._failures = []
             return self._verdicts.clear()
 
+    def kept(self) -> int:
+        """How many verdicts are kept on disk."""
+        return len(self._verdicts)
+
     def report(self) -> GraphReport:
         """What was compiled, what is to be, and what each case runs and why."""
         made = self._workshop.compiler.counters()

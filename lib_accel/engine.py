@@ -125,6 +125,10 @@ class Engine:
         """Forgets what was measured on this machine, here and on disk; returns how many choices that were."""
         return self._choice.clear()
 
+    def kept_choices(self) -> int:
+        """How many choices are kept on disk."""
+        return self._choice.kept()
+
     def report(self) -> Report:
         """What runs how, and why. May be asked from any thread."""
         enabled = self._is_attached and self._host.options().enabled

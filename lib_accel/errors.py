@@ -3,12 +3,14 @@
 AccelError
 ├── OptionError      an option has a value that can never work
 ├── PipelineError    a pipeline has nothing that could be accelerated
+├── TaskError        a warm-up or benchmark that cannot be done as asked, or not now
+│   └── TaskCancelled    one that its user ended
 ├── LayoutError      a module is not of the shape that its class promises
 └── CompileError     a block cannot be compiled
 
-The last two never end a generation: the part concerned runs as the host's own module, or uncompiled, and
-the report says why. The others answer a request that cannot be met, before anything is changed. Rooms have
-their own beside their code: lora (LoraError), demo (DemoError).
+LayoutError and CompileError never end a generation: the part concerned runs as the host's own module, or
+uncompiled, and the report says why. The others answer a request that cannot be met, before anything is
+changed. Rooms have their own beside their code: lora (LoraError), demo (DemoError).
 """
 
 from __future__ import annotations
@@ -28,6 +30,14 @@ class LayoutError(AccelError):
 
 class PipelineError(AccelError, TypeError):
     """What was to be accelerated cannot be. The message says what it is and what is expected."""
+
+
+class TaskError(AccelError, ValueError):
+    """A warm-up or a benchmark cannot be done as asked, or not now. The message says why and what to do."""
+
+
+class TaskCancelled(TaskError):
+    """The user ended a warm-up or a benchmark, or interrupted the program that draws its pictures."""
 
 
 class CompileError(AccelError):

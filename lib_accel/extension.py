@@ -4,31 +4,49 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from modules import script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion
 
+from lib_accel import __version__
 from lib_accel.api.prompts import PromptWatch
 from lib_accel.api.routes import parse_credentials, router
 from lib_accel.engine import Engine
+from lib_accel.errors import TaskError
 from lib_accel.graphs.proof import HOST
-from lib_accel.hosts.webui import SETTING, WebuiHost
+from lib_accel.handshake import digest_of_sources
+from lib_accel.hosts.webui import SETTING, WebuiHost, find_extensions, find_version
+from lib_accel.hosts.webui_axis import add_axis
+from lib_accel.hosts.webui_comparison import Stock, add_to, draw_stock
+from lib_accel.hosts.webui_journal import Journal, control_units, merged_networks
 from lib_accel.hosts.webui_lora import find_network
 from lib_accel.hosts.webui_lora_files import KeptNetworks, ReadAhead
+from lib_accel.hosts.webui_painting import WebuiPainter
+from lib_accel.operations import Operations
+from lib_accel.options import CODES
+from lib_accel.painter import Wanted
 from lib_accel.patching import Patch
+from lib_accel.pictures import Picture, Pictures, StepClock, compared
 from lib_accel.ui.accordion import accordion
 from lib_accel.ui.settings import settings
+from lib_accel.ui.tab import Actions, tab
 
 _log = logging.getLogger(__name__)
+_console = logging.getLogger("lib_accel.pictures")  # one line a generation
+
+_LOADED = digest_of_sources()
+_ENABLED = SETTING.format("enabled")
+_INFOTEXT = "Accel"
 
 
 def _count_loading(seconds: float) -> None:
     _engine.generation.load_s += seconds
 
-
-_OFF_REASON = "the webui was started with --accel-off or ACCEL_OFF=1"
 
 # Without our preload, as after an installation without a restart, the flag does not exist.
 _host = WebuiHost(is_off=getattr(shared.cmd_opts, "accel_off", False) or os.environ.get("ACCEL_OFF") == "1")
@@ -40,15 +58,50 @@ _kept = KeptNetworks(
 )
 _read_ahead = ReadAhead(find_network)
 _loading: Patch | None = None  # of the Lora extension, if that is there
+_clock, _pictures = StepClock(), Pictures()
+_journal = Journal(_clock)
+
+
+class _Networks:
+    """operations.Networks of the webui."""
+
+    merged = staticmethod(merged_networks)
+    kept_bytes = staticmethod(_kept.kept_bytes)
+
+
+def _surroundings() -> Mapping[str, str]:
+    return {
+        "sd-webui-accel": __version__,
+        "webui": find_version(),
+        "Python": platform.python_version(),
+        "system": platform.system(),
+        "torch": torch.__version__,
+        "device": _painter.device(),
+        "extensions": ", ".join(find_extensions()),
+    }
+
+
+_painter = WebuiPainter(_clock, _ENABLED)
+_operations = Operations(_engine, _host, _painter, _Networks(), _pictures, _surroundings)
 
 
 def register() -> None:
-    """Attaches the engine and registers the callbacks; the webui clears these before each call."""
+    """Attaches the engine and registers the callbacks; the webui clears these before each call.
+
+    After an update without a restart this is still the module of before, beside new files, of which it may
+    load some later: then everything runs as the webui's own, and the status says so.
+    """
+    if digest_of_sources() != _LOADED:
+        _host.hold_back = f"the extension was updated (from {__version__}): restart the webui"
     _attach()
+    _show_on_console()
     script_callbacks.on_model_loaded(_on_model_loaded)
     script_callbacks.on_script_unloaded(_detach)
+    script_callbacks.on_before_ui(_on_before_ui)
     script_callbacks.on_ui_settings(_on_ui_settings)
+    script_callbacks.on_ui_tabs(_on_ui_tabs)
     script_callbacks.on_app_started(_on_app_started)
+    script_callbacks.on_cfg_denoiser(_on_cfg_denoiser)
 
 
 def _attach() -> None:
@@ -69,8 +122,21 @@ def _detach() -> None:
     _engine.detach()
 
 
+def _show_on_console() -> None:
+    """The webui shows no messages of this level unless it was started with --loglevel."""
+    if not _console.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        _console.addHandler(handler)
+        _console.setLevel(logging.INFO)
+        _console.propagate = False  # a handler of the root, should one come later, would repeat it
+
+
 class AccelScript(scripts.Script):  # type: ignore[misc]
     """The part of the extension that takes part in each generation."""
+
+    _outermost: Any = None  # the request that is written down
+    _stock: Stock | None = None  # what it is compared with
 
     def title(self) -> str:
         """Name of the script, also in the API's `alwayson_scripts`."""
@@ -81,33 +147,76 @@ class AccelScript(scripts.Script):  # type: ignore[misc]
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
-        """The accordion; its checkbox is the only argument of a generation."""
+        """The accordion; its checkboxes are the arguments of a generation."""
         tab = "img2img" if is_img2img else "txt2img"
         return accordion(InputAccordion, enabled=True, tab=tab, status=_summary)
 
-    def before_process(self, p: Any, *args: Any) -> None:
+    def before_process(self, p: Any, enabled: bool = True, compare: bool = False, *args: Any) -> None:
         """Starts the counters, unless this generation runs inside another one."""
-        if _host.begin_generation(p):
-            _engine.begin_generation()
+        if not _host.begin_generation(p):
+            return
+        self._outermost, self._stock = p, None
+        if compare and enabled:
+            self._stock = draw_stock(p, _clock, _ENABLED)
+        _engine.begin_generation()
+        _journal.begin()
 
-    def process(self, p: Any, enabled: bool = True, *args: Any) -> None:
+    def process(self, p: Any, enabled: bool = True, compare: bool = False, *args: Any) -> None:
         """Takes what this generation asks for, now that the host has applied its override_settings."""
         _host.want(p, bool(enabled))
         options = _host.options()
         if not options.enabled or options.code == HOST:
             _host.give_networks_back()
+        elif options.infotext:
+            p.extra_generation_params[_INFOTEXT] = f"{__version__} {options.code}"
 
-    def postprocess(self, p: Any, *args: Any) -> None:
-        """Back to the settings, or to the generation around this one."""
-        _host.end_generation(p)
+    def post_sample(self, p: Any, *args: Any) -> None:
+        """Counts ControlNet units, which are forgotten before `postprocess`."""
+        if p is self._outermost:
+            _engine.generation.control_models = control_units(p)
+
+    def postprocess(self, p: Any, processed: Any = None, *args: Any) -> None:
+        """Writes the generation down, and goes back to the settings or to the generation around this one."""
+        outermost, stock = self._outermost, self._stock
+        try:
+            if p is outermost:
+                self._outermost = self._stock = None
+                self._write_down(p, processed, stock)
+        finally:
+            _host.end_generation(p)
+
+    def _write_down(self, p: Any, processed: Any, stock: Stock | None) -> None:
+        is_accelerated = _host.options().enabled
+        picture = _journal.end(p, _engine.generation.copy(), is_accelerated=is_accelerated)
+        if stock is not None and is_accelerated:
+            picture = compared(picture, *add_to(processed, stock, picture.step_ms))
+        _pictures.add(picture)
+        _console.info("Accel: %s", _line(picture))
+
+
+def _line(picture: Picture) -> str:
+    speed = "" if picture.its_per_s is None else f" at {picture.its_per_s:.2f} it/s"
+    return f"{picture.steps} steps{speed}, {picture.seconds:.2f} s · {_summary()}"
 
 
 def _summary() -> str:
     try:
-        return _engine.report().summary
+        return _operations.summary()
     except Exception:  # while a model is being loaded on another thread; the accordion must come out
         _log.exception("no status")
         return "no status: see the log"
+
+
+def _status() -> Mapping[str, Any]:
+    try:
+        return _operations.status()
+    except Exception:  # as above: the page says that there is none, and asks again
+        _log.exception("no status")
+        return {}
+
+
+def _on_cfg_denoiser(params: Any) -> None:
+    _clock.note(params.sampling_step)
 
 
 def _on_model_loaded(model: Any) -> None:
@@ -115,6 +224,10 @@ def _on_model_loaded(model: Any) -> None:
     _kept.clear()  # a network holds on to the layers that it was read for
     _engine.bind(*(each for _, each in _host.models()))
     _log.info("Accel: %s", _summary())
+
+
+def _on_before_ui() -> None:
+    add_axis(scripts.scripts_data, CODES, SETTING)
 
 
 def _on_ui_settings() -> None:
@@ -129,14 +242,43 @@ def _on_ui_settings() -> None:
         shared.opts.add_option(SETTING.format(setting.option), info.info(setting.help))
 
 
+def _on_ui_tabs() -> list[tuple[Any, str, str]]:
+    actions = Actions(
+        status=_status,
+        report=_operations.report,
+        warm_up=lambda width, height, batch_size: _started(
+            lambda: _operations.start_warm_up(Wanted(width=width, height=height, batch_size=batch_size))
+        ),
+        benchmark=lambda width, height, steps: _started(
+            lambda: _operations.start_benchmark(Wanted(width=width, height=height, steps=steps))
+        ),
+        cancel=lambda: "it ends after this step" if _operations.cancel() else "nothing is running",
+        clear_cache=lambda: f"{_operations.forget()} choices forgotten",
+        turn_off_until_restart=_turn_off_until_restart,
+    )
+    return [(tab(actions), "Accel", "accel")]
+
+
+def _started(start: Any) -> str:
+    try:
+        start()
+    except TaskError as error:
+        return str(error)
+    return "started"
+
+
+def _turn_off_until_restart() -> str:
+    _host.is_off = True
+    return "off until the webui is restarted"
+
+
 def _on_app_started(demo: Any, app: Any) -> None:
     may_change = shared.cmd_opts.api or shared.cmd_opts.nowebui
     app.include_router(
         router(
-            status=lambda: _engine.report().as_dict(),
+            _operations,
             switch=_switch if may_change else None,
             read_ahead=_read_ahead.names,
-            forget=_engine.forget_choices,
             credentials=parse_credentials(shared.cmd_opts.api_auth),
         )
     )
@@ -155,12 +297,14 @@ def _watch_prompt(text: str) -> None:
 
 
 def _switch(on: bool) -> None:
-    key = SETTING.format("enabled")
     if on and _host.is_off:
-        raise PermissionError(_OFF_REASON)
+        raise PermissionError(
+            "acceleration is off until the webui is restarted: it was started with --accel-off or "
+            "ACCEL_OFF=1, or somebody turned it off in the tab Accel"
+        )
     try:
-        shared.opts.set(key, on)
+        shared.opts.set(_ENABLED, on)
     except AssertionError as error:  # how the webui refuses a frozen setting (modules/options.py)
         raise PermissionError(f"the webui's settings are frozen: {error}") from None
-    if bool(getattr(shared.opts, key)) is not on:
-        raise PermissionError(f"the webui did not take {key} = {on}")
+    if bool(getattr(shared.opts, _ENABLED)) is not on:
+        raise PermissionError(f"the webui did not take {_ENABLED} = {on}")

@@ -7,9 +7,19 @@ from typing import Any
 
 from lib_accel.errors import OptionError
 
+CODES = ("auto", "direct", "measured", "compiled", "host")
 
-def _option(default: Any, label: str, help_text: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"label": label, "help": help_text, "choices": choices})
+
+def _option(
+    default: Any,
+    label: str,
+    help_text: str,
+    choices: tuple[str, ...] = (),
+    slider: tuple[int, int] | None = None,
+) -> Any:
+    """`slider`: largest value and step of a number's slider, which begins at 0."""
+    told = {"label": label, "help": help_text, "choices": choices, "slider": slider}
+    return field(default=default, metadata=told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +40,7 @@ class Options:
         "auto: direct on all devices so far; direct: the extension's own, never compiled; measured: by "
         "torch.compile where that is right and faster on this machine, after minutes of compiling; compiled: "
         "wherever it is right, be it faster or not; host: without the extension, to compare with",
-        ("auto", "direct", "measured", "compiled", "host"),
+        CODES,
     )
     exact_loras: bool = _option(
         False,
@@ -41,6 +51,12 @@ class Options:
         512,
         "Keep LoRA files in memory, MiB",
         "a LoRA that was used before is not read again, as long as all of them fit into this; 0 keeps none",
+        slider=(8192, 64),
+    )
+    infotext: bool = _option(
+        False,
+        "Name the extension in the pictures' parameters",
+        "adds `Accel: VERSION CODE` to the text below and inside each picture; pasting it changes nothing",
     )
 
     def __post_init__(self) -> None:

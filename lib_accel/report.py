@@ -54,6 +54,7 @@ class Generation(Tally):
     fuse_s: float = 0.0  # seconds in which weights were made to carry the wanted networks
     load_s: float = 0.0  # seconds in which the host read networks
     networks: int = 0  # how many networks the weights carried last
+    control_models: int = 0  # ControlNet units that took part, where the host tells
 
     def copy(self) -> Generation:
         """The counters as they are now, while another thread goes on counting."""
@@ -108,6 +109,9 @@ class Report:
     models: list[ModelReport]
     generation: Generation
     graphs: GraphReport = field(default_factory=GraphReport)
+    ratio: float | None = (
+        None  # stock's time of a step divided by ours, where pictures like the last were compared
+    )
 
     @property
     def summary(self) -> str:
@@ -123,8 +127,12 @@ class Report:
             return "standing aside in the last picture: " + done.reasons.most_common(1)[0][0]
         parts = self._models_in_words()
         if done.networks:
-            merged = f"{done.networks} LoRA{'s' if done.networks > 1 else ''} merged"
+            merged = f"{_counted(done.networks, 'LoRA')} merged"
             parts.append(f"{merged} in {1000 * done.fuse_s:.0f} ms" if done.fuse_s >= 0.001 else merged)
+        if done.control_models:
+            parts.append(_counted(done.control_models, "ControlNet"))
+        if self.ratio is not None:
+            parts.append(f"{self.ratio:.2g}x")
         if done.compiled:
             parts.append(f"{done.compiled} of {done.total} blocks of the last picture compiled")
         if self.graphs.pending:
@@ -161,6 +169,7 @@ class Report:
                 "fuse_s": generation.fuse_s,
                 "load_s": generation.load_s,
                 "networks": generation.networks,
+                "control_models": generation.control_models,
             },
             "graphs": asdict(self.graphs),
             "summary": self.summary,
@@ -170,6 +179,10 @@ class Report:
 def _tally(tally: Tally) -> dict[str, Any]:
     blocks = {"direct": tally.direct, "compiled": tally.compiled, "host": tally.host}
     return {"blocks": blocks, "reasons": dict(tally.reasons)}
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def _share(tally: Tally) -> str:

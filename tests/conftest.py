@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -54,3 +56,21 @@ def engine(host: FakeHost) -> Iterator[Engine]:
 
     with attached(host) as engine:
         yield engine
+
+
+@pytest.fixture
+def fakes() -> Iterator[SimpleNamespace]:
+    """The webui's modules, by name."""
+    from tests.fakes import webui
+
+    with webui.installed() as modules:
+        yield modules
+
+
+@pytest.fixture
+def extension(fakes: SimpleNamespace) -> Iterator[Any]:
+    """Our extension, registered in the fake webui."""
+    module = importlib.import_module("lib_accel.extension")
+    module.register()
+    yield module
+    fakes.script_callbacks.registered["on_script_unloaded"]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,17 @@ from fastapi.testclient import TestClient
 
 from lib_accel.api.routes import parse_credentials, router
 from lib_accel.engine import Engine
+from lib_accel.painter import Wanted
 from tests.fakes.host import FakeHost, attached
 from tests.fakes.models import inputs, run, tiny_unet
+from tests.fakes.operations import FakeOperations
+from tests.test_pictures import PICTURE
 
 SWITCHES = ("/accel/v1/enable", "/accel/v1/disable")
 PREFETCH = "/accel/v1/loras/prefetch"
-MUTATING = (*SWITCHES, PREFETCH)
+TASKS = ("/accel/v1/warmup", "/accel/v1/benchmark")
+MUTATING = (*SWITCHES, *TASKS, "/accel/v1/cancel", PREFETCH)
+TELLING = ("/accel/v1/status", "/accel/v1/report")
 
 
 class Switch:
@@ -37,22 +43,24 @@ def read_ahead(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return [name for name in names if len(name) == 1], [name for name in names if len(name) != 1]
 
 
+@pytest.fixture(autouse=True)
+def operations(tmp_path: Path) -> FakeOperations:
+    _made.append(FakeOperations(tmp_path))
+    return _made[-1]
+
+
+_made: list[FakeOperations] = []  # of each test, the last of which `client` asks
+
+
 def client(switch: Any = None, credentials: dict[str, str] | None = None) -> TestClient:
-    app, engine = FastAPI(), Engine(FakeHost())
-    routes = router(
-        status=lambda: engine.report().as_dict(),
-        switch=switch,
-        read_ahead=read_ahead,
-        forget=lambda: 7,
-        credentials=credentials or {},
-    )
-    app.include_router(routes)
+    app = FastAPI()
+    app.include_router(router(_made[-1], switch=switch, read_ahead=read_ahead, credentials=credentials or {}))
     return TestClient(app)
 
 
 def test_choices_are_forgotten_and_counted() -> None:
     answer = client(Switch()).delete("/accel/v1/cache")
-    assert (answer.status_code, answer.json()) == (200, {"choices": 7})
+    assert (answer.status_code, answer.json()) == (200, {"choices": 0})
 
 
 def test_choices_stay_where_settings_must_not_change() -> None:
@@ -75,6 +83,14 @@ def test_status_has_its_shape() -> None:
         "generation": dict,
         "graphs": dict,
         "summary": str,
+        "pictures": list,
+        "networks": list,
+        "memory": list,
+        "cache": dict,
+        "task": type(None),
+        "benchmark": type(None),
+        "advice": dict,
+        "options": dict,
     }
     assert set(status["generation"]) == {
         "blocks",
@@ -83,6 +99,7 @@ def test_status_has_its_shape() -> None:
         "fuse_s",
         "load_s",
         "networks",
+        "control_models",
     }
     assert status["generation"]["blocks"] == {"direct": 0, "compiled": 0, "host": 0}
 
@@ -126,7 +143,14 @@ def test_the_right_password_is_let_in(auth: Any) -> None:
 @pytest.mark.parametrize(
     "auth", [None, ("ann", ""), ("ann", "wrong"), ("ann", "pass:word"), ("eve", "secret"), ("", "")]
 )
-@pytest.mark.parametrize("path", [("GET", "/accel/v1/status"), ("POST", MUTATING[0]), ("POST", MUTATING[1])])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(("GET", path) for path in TELLING),
+        *(("POST", path) for path in MUTATING),
+        ("DELETE", "/accel/v1/cache"),
+    ],
+)
 def test_anything_else_is_kept_out_of_every_route(auth: Any, path: tuple[str, str]) -> None:
     switch = Switch()
     answer = client(switch, CREDENTIALS).request(*path, auth=auth)
@@ -205,3 +229,57 @@ def test_prefetch_says_what_it_found() -> None:
 @pytest.mark.parametrize("body", [None, {}, {"names": "a"}, {"names": [{}]}])
 def test_prefetch_of_anything_else_is_refused(body: Any) -> None:
     assert client(Switch()).post(PREFETCH, json=body).status_code == 422
+
+
+# Tasks
+
+
+def test_status_has_every_value_of_the_report(operations: FakeOperations) -> None:
+    operations.host.live = [("UNet", tiny_unet())]
+    operations.networks.loaded = [("style", 0.8, 1.0)]
+    operations.pictures.add(PICTURE)
+    operations.benchmark(Wanted(width=64, height=64))
+    told, sent = operations.status(), client().get("/accel/v1/status").json()
+    assert sent == {**told, "models": told["models"], "benchmark": {**told["benchmark"]}}
+
+
+def test_the_report_is_text() -> None:
+    assert "program: a fake" in client().get("/accel/v1/report").json()["text"]
+
+
+def test_a_warm_up_answers_when_it_is_done(operations: FakeOperations) -> None:
+    with attached(operations.host) as engine:
+        operations._engine = engine
+        answer = client(Switch()).post("/accel/v1/warmup", json={"width": 128, "batch_size": 2})
+    assert (answer.status_code, answer.json()["pictures"]) == (200, 1)
+    assert operations.painter.wanted == [Wanted(width=128, height=512, batch_size=2)]
+
+
+def test_a_benchmark_answers_with_its_figures(operations: FakeOperations) -> None:
+    answer = client(Switch()).post("/accel/v1/benchmark", json={"width": 64, "height": 64, "steps": 4})
+    assert (answer.status_code, [row["loras"] for row in answer.json()["rows"]]) == (200, [0, 1, 4])
+    assert operations.painter.wanted[0] == Wanted(width=64, height=64, steps=4)
+
+
+def test_what_cannot_be_done_now_is_told() -> None:
+    answer = client(Switch()).post("/accel/v1/warmup", json={})
+    assert (answer.status_code, answer.json()["detail"]) == (
+        409,
+        "acceleration is off: turn it on in Settings, Accel",
+    )
+
+
+def test_an_interrupted_task_is_told(operations: FakeOperations) -> None:
+    operations.painter.interrupt_at = 0
+    answer = client(Switch()).post("/accel/v1/benchmark", json={})
+    assert (answer.status_code, answer.json()["detail"]) == (409, "interrupted by a test")
+
+
+@pytest.mark.parametrize("path", TASKS)
+@pytest.mark.parametrize("body", [{"width": 63}, {"height": 2056}, {"width": 100}, {"width": "wide"}, []])
+def test_sizes_out_of_range_are_refused(path: str, body: Any) -> None:
+    assert client(Switch()).post(path, json=body).status_code == 422
+
+
+def test_nothing_to_cancel_is_no_error() -> None:
+    assert client(Switch()).post("/accel/v1/cancel").json() == {"cancelled": False}

@@ -12,18 +12,20 @@ LIBRARY = Path(__file__).resolve().parent.parent / "lib_accel"
 # From the ground up. A room imports rooms of lower layers and itself, never a neighbour or a higher one.
 LAYERS = (
     ("errors", "device", "requirements"),
-    ("options", "report"),
+    ("options", "report", "advice", "pictures", "difference", "handshake"),
     ("kernels",),
-    ("blocks", "host", "audit"),
+    ("blocks", "host", "audit", "painter"),
     ("layouts", "lora"),
     ("graphs", "patching"),
     ("choice",),
     ("steps",),
     ("bound",),
     ("engine",),
-    ("hosts", "doctor", "ui", "api"),
+    ("hosts", "doctor", "ui"),
     ("bench",),
-    ("demo",),
+    ("demo", "tasks"),
+    ("operations",),
+    ("api",),
     ("extension",),
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
@@ -33,7 +35,13 @@ _AROUND_DIFFUSERS = ("hosts/diffusers.py", "layouts/", "bench/", "demo/")
 
 # Who may import it: files, or rooms with a slash at the end. Paths are relative to lib_accel.
 ALLOWED_IN = {
-    "modules": ("hosts/webui.py", "hosts/forge.py", "extension.py"),
+    "modules": (
+        "hosts/webui.py",
+        "hosts/webui_painting.py",
+        "hosts/webui_comparison.py",
+        "hosts/forge.py",
+        "extension.py",
+    ),
     "gradio": ("ui/",),
     "fastapi": ("api/",),
     "starlette": ("api/",),

@@ -105,7 +105,7 @@ def test_report_can_be_sent_as_json_and_comes_back_equal() -> None:
 
 
 def test_sent_report_has_every_number_under_its_name() -> None:
-    generation = Generation(direct=7, networks=1, fuse_s=0.5, load_s=0.25, model_calls=40)
+    generation = Generation(direct=7, networks=1, fuse_s=0.5, load_s=0.25, model_calls=40, control_models=2)
     generation.add(["a preview"])
     sent = report([UNET], generation).as_dict()
     assert (sent["version"], sent["enabled"], sent["stand_aside"]) == ("1.2.3", True, [])
@@ -118,6 +118,7 @@ def test_sent_report_has_every_number_under_its_name() -> None:
         "fuse_s": 0.5,
         "load_s": 0.25,
         "networks": 1,
+        "control_models": 2,
     }
     assert sent["summary"] == report([UNET], generation).summary
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,39 +18,12 @@ from torch import nn
 from tests.fakes import webui
 from tests.fakes.lora_extension import Network, NetworkModuleLora, Networks
 from tests.fakes.models import inputs, run, tiny_controlnet, tiny_unet
-
-_NEEDS_WEBUI = (
-    "lib_accel.hosts.webui",
-    "lib_accel.extension",
-    "lib_accel.ui.accordion",
-    "lib_accel.ui.settings",
-)
-
-
-@pytest.fixture
-def fakes() -> Iterator[SimpleNamespace]:
-    """The webui's modules, gone afterwards with everything of ours that imported them."""
-    before = dict(sys.modules)
-    for name in _NEEDS_WEBUI:
-        sys.modules.pop(name, None)
-    yield webui.install()
-    for name in [*sys.modules]:
-        if name.split(".")[0] in ("modules", "gradio", "networks") or name in _NEEDS_WEBUI:
-            del sys.modules[name]
-    sys.modules.update({name: before[name] for name in before if name not in sys.modules})
+from tests.fakes.webui_processing import FakeRequest
 
 
 @pytest.fixture
 def host(fakes: SimpleNamespace) -> Any:
     return importlib.import_module("lib_accel.hosts.webui").WebuiHost()
-
-
-@pytest.fixture
-def extension(fakes: SimpleNamespace) -> Iterator[Any]:
-    module = importlib.import_module("lib_accel.extension")
-    module.register()
-    yield module
-    fakes.script_callbacks.registered["on_script_unloaded"]()
 
 
 # Settings and requests
@@ -81,7 +53,7 @@ def test_unknown_settings_of_the_host_hold_nothing_back(host: Any) -> None:
     assert list(host.attention_reasons()) == []
 
 
-class Processing:
+class Processing(FakeRequest):
     """The webui's object for one generation."""
 
 
@@ -355,8 +327,11 @@ def test_the_extension_registers_what_the_webui_calls(fakes: SimpleNamespace, ex
     assert set(fakes.script_callbacks.registered) == {
         "on_model_loaded",
         "on_script_unloaded",
+        "on_before_ui",
         "on_ui_settings",
+        "on_ui_tabs",
         "on_app_started",
+        "on_cfg_denoiser",
     }
 
 
@@ -412,12 +387,12 @@ def test_a_generation_off_ends_with_it(extension: Any) -> None:
     assert extension._host.options().enabled is True
 
 
-def test_the_script_is_always_there_with_one_argument(fakes: SimpleNamespace, extension: Any) -> None:
+def test_the_script_is_always_there_with_two_arguments(fakes: SimpleNamespace, extension: Any) -> None:
     script = extension.AccelScript()
     assert script.title() == "Accel"
     assert script.show(False) is fakes.scripts.AlwaysVisible
-    (switch,) = script.ui(True)
-    assert switch.kwargs["elem_id"] == "accel_img2img_enabled"
+    ids = [each.kwargs["elem_id"] for each in script.ui(True)]
+    assert ids == ["accel_img2img_enabled", "accel_img2img_compare"]
 
 
 def test_the_accordion_shows_the_status_and_refreshes_it(fakes: SimpleNamespace, extension: Any) -> None:

@@ -1,100 +1,23 @@
-"""The routes: status for everyone, switches for those who may change settings."""
+"""The routes: status for everyone, switches and tasks for those who may change settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from secrets import compare_digest
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
-from pydantic import BaseModel
 
+from lib_accel.api import models
+from lib_accel.errors import TaskError
+from lib_accel.operations import Operations
+from lib_accel.painter import Wanted
 
-class Blocks(BaseModel):
-    """How many blocks run which code."""
+T = TypeVar("T")
 
-    direct: int
-    compiled: int
-    host: int
-
-
-class Model(BaseModel):
-    """One live model; `reasons` counts why blocks run as the host's modules."""
-
-    name: str
-    blocks: Blocks
-    reasons: dict[str, int]
-
-
-class Generation(BaseModel):
-    """What happened since the latest generation began."""
-
-    blocks: Blocks
-    reasons: dict[str, int]
-    model_calls: int
-    fuse_s: float
-    load_s: float
-    networks: int
-
-
-class Case(BaseModel):
-    """What compiled code is worth for one kind of block, at sizes like this one."""
-
-    block: str
-    size: str
-    dtype: str
-    device: str
-    code: str
-    next_code: str
-    reason: str
-    difference: float | None
-    tolerance: float | None
-    ms: dict[str, float]
-
-
-class Graphs(BaseModel):
-    """What torch.compile has made, and what it is to make."""
-
-    structures: int
-    graphs: int
-    recompiles: int
-    compile_s: float
-    reasons: list[str]
-    pending: int
-    making: str | None
-    cases: list[Case]
-
-
-class Status(BaseModel):
-    """What runs how, and why."""
-
-    version: str
-    enabled: bool
-    stand_aside: list[str]
-    models: list[Model]
-    generation: Generation
-    graphs: Graphs
-    summary: str
-
-
-class Names(BaseModel):
-    """Networks by the names that prompts have for them."""
-
-    names: list[str]
-
-
-class Forgotten(BaseModel):
-    """How many choices there were."""
-
-    choices: int
-
-
-class ReadAhead(BaseModel):
-    """Which networks are read ahead, and which names are nobody's."""
-
-    found: list[str]
-    unknown: list[str]
+_TOLD: dict[str, Any] = {"description": "Not done, and why", "model": models.Refusal}
 
 
 def parse_credentials(text: str | None) -> dict[str, str]:
@@ -103,61 +26,99 @@ def parse_credentials(text: str | None) -> dict[str, str]:
 
 
 def router(
+    operations: Operations,
     *,
-    status: Callable[[], Mapping[str, Any]],
     switch: Callable[[bool], None] | None,
     read_ahead: Callable[[Sequence[str]], tuple[list[str], list[str]]],
-    forget: Callable[[], int],
     credentials: Mapping[str, str],
 ) -> APIRouter:
     """The routes below /accel/v1.
 
-    status: gives the report as plain values. switch: turns acceleration on or off, raising PermissionError
-    with the reason if settings must not change; None leaves out all routes that do more than tell.
-    read_ahead: reads the files of these networks soon, and returns the names that it found and did not find.
-    forget: forgets which code was chosen for which block, and returns how many choices that were.
-    credentials: passwords by user; if there are any, every route asks for one of them.
+    switch: turns acceleration on or off, raising PermissionError with the reason if settings must not change;
+    None leaves out all routes that do more than tell. read_ahead: reads the files of these networks soon, and
+    returns the names that it found and did not find. credentials: passwords by user; if there are any, every
+    route asks for one of them.
     """
     guards = [Depends(_guard(credentials))] if credentials else []
-    routes = APIRouter(prefix="/accel/v1", tags=["accel"], dependencies=guards)
+    answers: dict[int | str, dict[str, Any]] = {401: _TOLD} if credentials else {}
+    routes = APIRouter(prefix="/accel/v1", tags=["accel"], dependencies=guards, responses=answers)
+    _add_telling(routes, operations)
+    if switch is not None:
+        _add_switching(routes, operations, switch)
+        _add_working(routes, operations)
+        _add_loras(routes, read_ahead)
+    return routes
 
-    @routes.get("/status", response_model=Status)
+
+def _add_telling(routes: APIRouter, operations: Operations) -> None:
+    @routes.get("/status", response_model=models.Status)
     def get_status() -> Mapping[str, Any]:
         """What runs how, and why."""
-        return status()
+        return operations.status()
 
-    if switch is None:
-        return routes
+    @routes.get("/report", response_model=models.Report)
+    def get_report() -> Mapping[str, Any]:
+        """What a developer needs to know of this installation, to be sent to one."""
+        return {"text": operations.report()}
 
+
+def _add_switching(routes: APIRouter, operations: Operations, switch: Callable[[bool], None]) -> None:
     def turn(on: bool) -> Mapping[str, Any]:
         try:
             switch(on)
         except PermissionError as error:
             raise HTTPException(403, str(error)) from None
-        return status()
+        return operations.status()
 
-    @routes.post("/enable", response_model=Status)
+    @routes.post("/enable", response_model=models.Status, responses={403: _TOLD})
     def enable() -> Mapping[str, Any]:
         """Turns acceleration on; takes effect at the next call of a model."""
         return turn(True)
 
-    @routes.post("/disable", response_model=Status)
+    @routes.post("/disable", response_model=models.Status, responses={403: _TOLD})
     def disable() -> Mapping[str, Any]:
         """Turns acceleration off; takes effect at the next call of a model."""
         return turn(False)
 
-    @routes.post("/loras/prefetch", response_model=ReadAhead)
-    def prefetch(wanted: Names) -> Mapping[str, Any]:
+    @routes.delete("/cache", response_model=models.Forgotten)
+    def clear_cache() -> Mapping[str, Any]:
+        """Forgets which code was chosen for which block; what torch has compiled stays on disk."""
+        return {"choices": operations.forget()}
+
+
+def _add_working(routes: APIRouter, operations: Operations) -> None:
+    # Plain functions: the framework runs them on threads, where they may wait for their turn to draw.
+    @routes.post("/warmup", response_model=models.Warm, responses={409: _TOLD})
+    def warm_up(wanted: models.WarmUp) -> Mapping[str, Any]:
+        """Draws a picture of this size, compiles what it asked for, and answers when that is done."""
+        sizes = {"width": wanted.width, "height": wanted.height, "batch_size": wanted.batch_size}
+        return asdict(_done(lambda: operations.warm_up(Wanted(**sizes))))
+
+    @routes.post("/benchmark", response_model=models.Benchmark, responses={409: _TOLD})
+    def benchmark(wanted: models.Measure) -> Mapping[str, Any]:
+        """Draws pictures with 0, 1 and 4 LoRAs, with and without acceleration in turn; takes minutes."""
+        sizes = {"width": wanted.width, "height": wanted.height, "steps": wanted.steps}
+        return _done(lambda: operations.benchmark(Wanted(**sizes))).as_dict()
+
+    @routes.post("/cancel", response_model=models.Cancelled)
+    def cancel() -> Mapping[str, Any]:
+        """Ends a warm-up or a benchmark soon."""
+        return {"cancelled": operations.cancel()}
+
+
+def _add_loras(routes: APIRouter, read_ahead: Callable[[Sequence[str]], tuple[list[str], list[str]]]) -> None:
+    @routes.post("/loras/prefetch", response_model=models.ReadAhead)
+    def prefetch(wanted: models.Names) -> Mapping[str, Any]:
         """Reads the files of LoRAs that a later request will name, and answers before that is done."""
         found, unknown = read_ahead(wanted.names)
         return {"found": found, "unknown": unknown}
 
-    @routes.delete("/cache", response_model=Forgotten)
-    def clear_cache() -> Mapping[str, Any]:
-        """Forgets which code was chosen for which block; what torch has compiled stays on disk."""
-        return {"choices": forget()}
 
-    return routes
+def _done(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except TaskError as error:
+        raise HTTPException(409, str(error)) from None
 
 
 def _guard(credentials: Mapping[str, str]) -> Callable[..., None]:

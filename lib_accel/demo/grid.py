@@ -13,8 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lib_accel.bench.comparison import picture_difference
 from lib_accel.bench.timing import ACCELERATED, STOCK
 from lib_accel.demo.cases import Outcome, Picture
-
-AMPLIFIED = 20  # times that differences are drawn larger than they are
+from lib_accel.difference import AMPLIFIED
 
 # Pixels. The whole is as wide as a page of a repository shows it.
 _WIDTH, _GAP, _PROMPT_GAP, _LABEL, _MARGIN, _TOP = 890, 8, 22, 172, 16, 132

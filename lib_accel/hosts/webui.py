@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modules import devices, paths_internal, scripts, sd_models, sd_unet, shared
+from modules import devices, extensions, launch_utils, paths_internal, scripts, sd_models, sd_unet, shared
 from torch import nn
 
 from lib_accel.graphs.verdicts import folder_or
@@ -60,6 +60,7 @@ class WebuiHost:
     def __init__(self, *, is_off: bool = False) -> None:
         """`is_off`: whether the webui was started with acceleration off, whatever the settings say."""
         self.is_off = is_off
+        self.hold_back: str | None = None  # why nothing may be accelerated any more in this process
         self._generations: list[_Generation] = []  # from the outermost to the one that runs
         self._merger = Merger()
 
@@ -108,7 +109,8 @@ class WebuiHost:
             (sd_unet.current_unet is not None, "another extension's UNet is active"),
             (_is_training(), "a hypernetwork or an embedding is being trained"),
         )
-        return [reason for applies, reason in modes if applies]
+        held_back = [] if self.hold_back is None else [self.hold_back]
+        return held_back + [reason for applies, reason in modes if applies]
 
     def attention_reasons(self) -> Sequence[str]:
         """Modes of the host in which attention does more than its class says."""
@@ -221,6 +223,16 @@ def _parts_of_condfunc(method: Any) -> Sequence[Callable[..., Any]]:
         if type(condition).__name__ == "CondFunc":
             return condition._CondFunc__orig_func, condition._CondFunc__sub_func
     return ()  # not as we know it
+
+
+def find_version() -> str:
+    """The webui's version, as it stands below its page."""
+    return str(launch_utils.git_tag())
+
+
+def find_extensions() -> list[str]:
+    """Names of the extensions that the user installed and did not disable."""
+    return [each.name for each in extensions.extensions if each.enabled and not each.is_builtin]
 
 
 def _control_models() -> Sequence[tuple[str, nn.Module]]:

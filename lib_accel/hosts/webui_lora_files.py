@@ -55,6 +55,10 @@ class KeptNetworks:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def kept_bytes(self) -> int:
+        """Size of the files that are kept."""
+        return sum(file.size for file in list(self._kept))
+
     def loading(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """What stands in front of networks.load_network."""
 

@@ -36,4 +36,7 @@ def settings() -> Iterator[Setting]:
         told = option.metadata
         if told["choices"]:
             arguments = arguments | {"choices": list(told["choices"])}
+        if told["slider"]:
+            maximum, step = told["slider"]
+            component, arguments = gr.Slider, {"minimum": 0, "maximum": maximum, "step": step}
         yield Setting(option.name, option.default, told["label"], component, arguments, told["help"])

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
+import torch
+
+from tests.fakes import webui_processing
+
 _NAMES = (
+    "call_queue",
     "devices",
+    "extensions",
+    "launch_utils",
     "paths_internal",
+    "processing",
     "scripts",
     "sd_models",
     "sd_unet",
     "shared",
     "script_callbacks",
     "ui_components",
+)
+
+_KNOW_THEM = (
+    "lib_accel.hosts.webui",
+    "lib_accel.hosts.webui_comparison",
+    "lib_accel.hosts.webui_painting",
+    "lib_accel.extension",
+    "lib_accel.ui.accordion",
+    "lib_accel.ui.settings",
+    "lib_accel.ui.tab",
 )
 
 
@@ -76,6 +95,21 @@ class FakeCallbacks(ModuleType):
         return lambda function: self.registered.update({name: function})
 
 
+_COMPONENTS = (
+    "Blocks",
+    "Button",
+    "Checkbox",
+    "Column",
+    "Dropdown",
+    "HTML",
+    "Number",
+    "Radio",
+    "Row",
+    "Slider",
+    "Textbox",
+)
+
+
 class FakeComponent:
     """Any component of gradio; keeps what it was made with and what its event calls."""
 
@@ -89,8 +123,20 @@ class FakeComponent:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def click(self, **event: Any) -> None:
+    def click(self, **event: Any) -> FakeEvent:
         self.clicked = event
+        return FakeEvent()
+
+
+class FakeEvent:
+    """What a component returns where it is told what to call; keeps what follows."""
+
+    def __init__(self) -> None:
+        self.followed: list[dict[str, Any]] = []
+
+    def then(self, **event: Any) -> FakeEvent:
+        self.followed.append(event)
+        return self
 
 
 class FakeGradio(ModuleType):
@@ -98,9 +144,15 @@ class FakeGradio(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("gradio")
+        self.__version__ = "3.41.2"
         self.made: list[Any] = []
-        for name in ("Row", "HTML", "Button", "Checkbox", "Number", "Radio", "Dropdown"):
+        for name in _COMPONENTS:
             setattr(self, name, self._making(type(name, (FakeComponent,), {})))
+
+    @staticmethod
+    def update(**changes: Any) -> dict[str, Any]:
+        """What a function returns to change a component's properties."""
+        return changes
 
     def _making(self, kind: type) -> Callable[..., Any]:
         def make(*args: Any, **kwargs: Any) -> Any:
@@ -110,11 +162,25 @@ class FakeGradio(ModuleType):
         return make
 
 
-def install() -> SimpleNamespace:
-    """Puts the fakes into sys.modules and gives them by name; the caller takes them out again."""
+@contextlib.contextmanager
+def installed() -> Iterator[SimpleNamespace]:
+    """The fakes in sys.modules, by name; afterwards they are gone, with all of ours that knows them."""
+    before = dict(sys.modules)
+    for name in _KNOW_THEM:
+        sys.modules.pop(name, None)
+    yield _install()
+    for name in [*sys.modules]:
+        if name.split(".")[0] in ("modules", "gradio", "networks") or name in _KNOW_THEM:
+            del sys.modules[name]
+    sys.modules.update({name: before[name] for name in before if name not in sys.modules})
+
+
+def _install() -> SimpleNamespace:
     modules: dict[str, ModuleType] = {name: ModuleType(f"modules.{name}") for name in _NAMES}
     modules["script_callbacks"] = FakeCallbacks()
-    vars(modules["devices"]).update(unet_needs_upcast=False, fp8=False)
+    vars(modules["devices"]).update(unet_needs_upcast=False, fp8=False, device=torch.device("cpu"))
+    vars(modules["extensions"]).update(extensions=[])
+    vars(modules["launch_utils"]).update(git_tag=lambda: "v1.10.1")
     vars(modules["paths_internal"]).update(data_path="no such folder")
     vars(modules["scripts"]).update(scripts_data=[], Script=object, AlwaysVisible=object())
     vars(modules["sd_models"]).update(model_data=SimpleNamespace(sd_model=None))
@@ -129,6 +195,7 @@ def install() -> SimpleNamespace:
             accel_off=False, api=True, nowebui=False, api_auth=None, freeze_settings=False
         ),
     )
+    webui_processing.fill(modules)
     package = ModuleType("modules")
     vars(package).update(modules, __path__=[])
     gradio = FakeGradio()

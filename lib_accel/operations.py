@@ -1,0 +1,175 @@
+"""What the page and the API can ask for: to be told, to switch, to warm up, to measure, to forget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+
+from lib_accel.advice import advice
+from lib_accel.engine import Engine
+from lib_accel.host import Host
+from lib_accel.painter import Painter, Wanted
+from lib_accel.pictures import Pictures
+from lib_accel.report import Report
+from lib_accel.tasks.benchmark import NAME as BENCHMARK
+from lib_accel.tasks.benchmark import Benchmark, benchmark
+from lib_accel.tasks.task import Outcome, Task, Tasks
+from lib_accel.tasks.warm_up import NAME as WARM_UP
+from lib_accel.tasks.warm_up import Warm, warm_up
+
+_MIB = 2**20
+
+
+class Networks(Protocol):
+    """What the host knows of LoRAs and their kin."""
+
+    def merged(self) -> Iterable[tuple[str, float, float]]:
+        """Name, strength in the UNet, strength in the text encoders."""
+
+    def kept_bytes(self) -> int:
+        """Size of the files that are kept in memory."""
+
+
+class Operations:
+    """All of them. May be called from any thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        host: Host,
+        painter: Painter,
+        networks: Networks,
+        pictures: Pictures,
+        surroundings: Callable[[], Mapping[str, str]],
+    ) -> None:
+        """`surroundings`: versions and settings of the program around us, for the report."""
+        self._engine, self._host, self._painter = engine, host, painter
+        self._networks, self._pictures, self._surroundings = networks, pictures, surroundings
+        self._tasks = Tasks()
+        self._benchmark: Benchmark | None = None
+
+    # Telling
+
+    def summary(self) -> str:
+        """One line in plain words."""
+        return self._report().summary
+
+    def status(self) -> dict[str, Any]:
+        """Everything as plain values, as the page shows it and the API sends it."""
+        report = self._report()
+        task = self._tasks.report()
+        return report.as_dict() | {
+            "pictures": [picture.as_dict() for picture in self._pictures.latest()],
+            "networks": [
+                {"name": name, "unet": unet, "text_encoder": text_encoder}
+                for name, unet, text_encoder in self._networks.merged()
+            ],
+            "memory": list(self._memory()),
+            "cache": self._cache(),
+            "task": None if task is None else task.as_dict(),
+            "benchmark": None if self._benchmark is None else self._benchmark.as_dict(),
+            "advice": {reason: advice(reason) for reason in _reasons(report)},
+            "options": asdict(self._host.options()),
+        }
+
+    def report(self) -> str:
+        """What a developer needs to know of this installation, to be sent to one."""
+        told = self.status()
+        lines = [f"{name}: {value}" for name, value in self._surroundings().items()]
+        lines += [f"{name}: {value}" for name, value in told["options"].items()]
+        lines += [
+            told["summary"],
+            *(f"{count} x {reason}" for reason, count in _reasons(self._report()).items()),
+        ]
+        lines += [_in_words(picture) for picture in told["pictures"]]
+        graphs = told["graphs"]
+        lines.append(
+            f"graphs: {graphs['graphs']} of {graphs['structures']} structures, {graphs['compile_s']:.0f} s"
+        )
+        lines += [
+            f"  {case['block']} {case['size']}: {case['code']}, {case['reason']}" for case in graphs["cases"]
+        ]
+        return "\n".join(lines)
+
+    def _report(self) -> Report:
+        report = self._engine.report()
+        report.ratio = self._pictures.ratio()
+        return report
+
+    def _memory(self) -> Iterable[dict[str, Any]]:
+        limit_mib = float(self._host.options().lora_cache_mib)
+        yield _amount("LoRA files kept", self._networks.kept_bytes(), limit_mib)
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()
+            yield _amount("GPU memory, all programs", total - free, total / _MIB)
+            yield _amount("GPU memory of this process", torch.cuda.memory_reserved(), total / _MIB)
+
+    def _cache(self) -> dict[str, Any]:
+        folder = self._host.cache_folder()
+        size = sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
+        return {"folder": str(folder), "choices": self._engine.kept_choices(), "mib": size / _MIB}
+
+    # Tasks
+
+    def warm_up(self, wanted: Wanted) -> Warm:
+        """Warms up, and returns when that is done. Raises TaskError."""
+        return self._tasks.run(self._task(WARM_UP), self._warming(wanted))
+
+    def start_warm_up(self, wanted: Wanted) -> None:
+        """Warms up, while the status tells how far it is. Raises TaskError if another task is running."""
+        self._tasks.start(self._task(WARM_UP), self._warming(wanted))
+
+    def benchmark(self, wanted: Wanted) -> Benchmark:
+        """Measures, and returns when that is done. Raises TaskError."""
+        return self._tasks.run(self._task(BENCHMARK), self._measuring(wanted))
+
+    def start_benchmark(self, wanted: Wanted) -> None:
+        """Measures, while the status tells how far it is. Raises TaskError if another task is running."""
+        self._tasks.start(self._task(BENCHMARK), self._measuring(wanted))
+
+    def cancel(self) -> bool:
+        """Has the running task end soon; whether there is one."""
+        return self._tasks.cancel()
+
+    def forget(self) -> int:
+        """Forgets which code was chosen for which block; returns how many choices that were."""
+        return self._engine.forget_choices()
+
+    def _task(self, name: str) -> Task:
+        return Task(name, self._painter.tell)
+
+    def _warming(self, wanted: Wanted) -> Callable[[Task], Outcome[Warm]]:
+        return lambda task: warm_up(self._engine, self._painter, wanted, task)
+
+    def _measuring(self, wanted: Wanted) -> Callable[[Task], Outcome[Benchmark]]:
+        def measure(task: Task) -> Outcome[Benchmark]:
+            outcome = benchmark(self._painter, wanted, task)
+            self._benchmark = outcome.value
+            return outcome
+
+        return measure
+
+
+def _reasons(report: Report) -> dict[str, int]:
+    """Why blocks are slow, in the latest picture or in the models as they are, and how many blocks."""
+    counts: dict[str, int] = dict.fromkeys(report.stand_aside, 0)
+    for reasons in (report.generation.reasons, *(model.blocks.reasons for model in report.models)):
+        for reason, count in list(reasons.items()):
+            counts[reason] = counts.get(reason, 0) + count
+    return counts
+
+
+def _amount(what: str, size: int, limit_mib: float | None) -> dict[str, Any]:
+    return {"what": what, "mib": size / _MIB, "limit_mib": limit_mib}
+
+
+def _in_words(picture: Mapping[str, Any]) -> str:
+    speed = "" if picture["its_per_s"] is None else f", {picture['its_per_s']:.2f} it/s"
+    return (
+        f"{picture['ended']} {picture['width']}x{picture['height']} x {picture['batch_size']}, "
+        f"{picture['steps']} steps, {picture['seconds']:.2f} s{speed}, {picture['networks']} LoRAs, "
+        f"{picture['control_models']} ControlNets, {picture['fast']} of {picture['total']} blocks fast"
+    )

@@ -1,0 +1,1 @@
+"""What takes minutes and is asked for: a warm-up, a benchmark. One at a time, with progress and an end."""

@@ -1,0 +1,106 @@
+"""Benchmark: the time of a step on the user's machine with and without us, against the number of LoRAs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lib_accel.bench.stats import interval, paired
+from lib_accel.bench.timing import ACCELERATED, turns
+from lib_accel.errors import TaskError
+from lib_accel.painter import Painter, Wanted
+from lib_accel.tasks.task import Outcome, Task
+
+NAME = "benchmark"
+LORAS = (0, 1, 4)
+PAIRS = 4  # of pictures, stock and ours in turn
+LEAST_STEPS = 4  # in a picture: fewer have no step after the first to take the median of
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of LoRAs; times are those of a sampling step."""
+
+    loras: int
+    stock_ms: float
+    ours_ms: float
+    ratio: float  # median of the pairs' ratios: above 1 means that ours is faster
+    low: float  # ends of the 95 % interval of the ratio
+    high: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The figures, and what they were taken with."""
+
+    width: int
+    height: int
+    steps: int
+    pairs: int
+    device: str
+    rows: Sequence[Row]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as plain values, as the API sends them."""
+        return asdict(self)
+
+
+def benchmark(
+    painter: Painter, wanted: Wanted, task: Task, *, loras: Sequence[int] = LORAS, pairs: int = PAIRS
+) -> Outcome[Benchmark]:
+    """Draws pictures with and without us in turn (A B B A), after one of each to warm up.
+
+    Raises TaskError if pictures have fewer than LEAST_STEPS steps, and TaskCancelled.
+    """
+    if wanted.steps < LEAST_STEPS:
+        raise TaskError(f"steps: got {wanted.steps}, expected {LEAST_STEPS} or more")
+    run = _Run(painter, wanted, task, len(loras) * 2 * (pairs + 1))
+    with painter.session(NAME, run.pictures), painter.random_loras(max(loras)) as tags:
+        rows = [_row(run, count, " ".join(tags[:count]), pairs) for count in loras]
+    figures = Benchmark(wanted.width, wanted.height, wanted.steps, pairs, painter.device(), rows)
+    return Outcome(figures, _in_words(rows))
+
+
+@dataclass
+class _Run:
+    """Draws, and tells the task how many of all pictures that were."""
+
+    painter: Painter
+    wanted: Wanted
+    task: Task
+    pictures: int
+    drawn: int = 0
+
+    def step_ms(self, loras: int, prompt: str, side: str) -> float:
+        self.task.tell(
+            f"{_loras(loras)}, {'with' if side == ACCELERATED else 'without'} acceleration",
+            self.drawn / self.pictures,
+        )
+        painted = self.painter.draw(self.wanted, prompt, is_accelerated=side == ACCELERATED)
+        self.drawn += 1
+        if painted.step_ms is None:
+            raise TaskError("the sampler's steps could not be timed; choose another sampler")
+        return painted.step_ms
+
+
+def _row(run: _Run, loras: int, prompt: str, pairs: int) -> Row:
+    order = turns(pairs)
+    for side in order[:2]:  # to warm up: they merge weights and fill caches
+        run.step_ms(loras, prompt, side)
+    times: Mapping[str, list[float]] = {side: [] for side in order[:2]}
+    for side in order:
+        times[side].append(run.step_ms(loras, prompt, side))
+    stock, ours = (times[side] for side in order[:2])
+    figures = paired(stock, ours)
+    low, high = interval([one / other for one, other in zip(stock, ours, strict=True)])
+    return Row(loras, figures.stock_ms, figures.accelerated_ms, figures.ratio, low, high)
+
+
+def _loras(count: int) -> str:
+    """No LoRA, 1 LoRA, 4 LoRAs."""
+    return f"{count or 'no'} LoRA{'s' if count > 1 else ''}"
+
+
+def _in_words(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{row.ratio:.2f}x with {_loras(row.loras)}" for row in rows)

@@ -1,0 +1,117 @@
+"""A warm-up draws, compiles what that asked for, proves it, and can be ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lib_accel.errors import TaskCancelled, TaskError
+from lib_accel.painter import Wanted
+from lib_accel.tasks.task import Task
+from lib_accel.tasks.warm_up import warm_up
+from tests.fakes.host import FakeHost, attached
+from tests.fakes.models import inputs, run, tiny_unet
+from tests.fakes.painter import FakePainter
+
+WANTED = Wanted(width=64, height=128, batch_size=2)
+
+
+class FakeEngine:
+    """An engine whose first picture asks for graphs, each of which takes a proof in a later picture."""
+
+    def __init__(self, painter: FakePainter, graphs: int) -> None:
+        self.pending, self.made, self.unproved = 0, 0, 0
+        self.generations = 0
+        self._graphs = graphs
+        painter.on_draw = self._drawn
+
+    def _drawn(self) -> None:
+        if self.generations == 1:
+            self.pending = self._graphs
+        self.unproved = max(0, self.unproved - 1)
+
+    def begin_generation(self) -> None:
+        self.generations += 1
+
+    def warm_up(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
+        while self.pending:
+            assert tell is not None
+            tell(self.pending)
+            self.pending, self.made, self.unproved = self.pending - 1, self.made + 1, self.unproved + 1
+        return True
+
+    def report(self) -> Any:
+        cases = [SimpleNamespace(reason="to be proved")] * self.unproved
+        graphs = SimpleNamespace(graphs=self.made, pending=self.pending, cases=cases)
+        return SimpleNamespace(enabled=True, graphs=graphs)
+
+
+def test_direct_code_is_warm_after_one_picture() -> None:
+    painter, host, unet = FakePainter(), FakeHost(), tiny_unet()
+    with attached(host) as engine:
+        painter.on_draw = lambda: run(unet, inputs())
+        outcome = warm_up(engine, painter, WANTED, Task("warm-up"))
+        assert engine.report().generation.direct > 0
+    assert (outcome.value.pictures, outcome.value.graphs) == (1, 0)
+    assert outcome.text == "ready: a picture drawn, nothing to compile, 100.00 it/s"
+    assert painter.wanted == [WANTED]
+
+
+def test_graphs_are_made_and_proved_and_then_drawn_with() -> None:
+    painter, task = FakePainter(), Task("warm-up")
+    engine: Any = FakeEngine(painter, graphs=3)
+    done = warm_up(engine, painter, WANTED, task).value
+    assert (done.graphs, done.pictures, engine.unproved) == (3, 5, 0)
+    assert engine.generations == done.pictures  # choices take effect between pictures
+
+
+def test_progress_grows_through_all_stages() -> None:
+    painter, seen = FakePainter(), []
+    task = Task("warm-up", lambda stage: seen.append((stage, task.report().done)))
+    warm_up(FakeEngine(painter, graphs=2), painter, WANTED, task)  # type: ignore[arg-type]
+    stages = [stage for stage, _ in seen]
+    assert stages[0] == "drawing a first picture"
+    assert "compiling: 1 of 2 graphs left" in stages
+    assert stages[-1] == "drawing a last picture"
+    assert [done for _, done in seen] == sorted(done for _, done in seen)
+
+
+def test_cancelling_ends_it_while_it_compiles() -> None:
+    painter = FakePainter()
+    task = Task("warm-up", lambda stage: task.cancel() if stage.startswith("compiling") else None)
+    engine: Any = FakeEngine(painter, graphs=5)
+    with pytest.raises(TaskCancelled):
+        warm_up(engine, painter, WANTED, task)
+    assert engine.pending > 0
+    assert not painter.is_open
+
+
+def test_an_interruption_in_the_program_ends_it() -> None:
+    painter = FakePainter()
+    painter.interrupt_at = 0
+    with attached() as engine, pytest.raises(TaskCancelled, match="interrupted by a test"):
+        warm_up(engine, painter, WANTED, Task("warm-up"))
+
+
+def test_it_is_refused_where_acceleration_is_off() -> None:
+    host, painter = FakeHost(), FakePainter()
+    with attached(host) as engine, host.switched_off(), pytest.raises(TaskError, match="Settings, Accel"):
+        warm_up(engine, painter, WANTED, Task("warm-up"))
+    assert painter.drawn == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"width": 63}, "64 to 2048"),
+        ({"height": 65}, "multiple of 8"),
+        ({"steps": 0}, "1 to 150"),
+        ({"batch_size": 1.5}, "1.5"),
+    ],
+)
+def test_sizes_out_of_range_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        Wanted(**wrong)

@@ -1,0 +1,127 @@
+"""What the page and the API can ask for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lib_accel.errors import TaskError
+from lib_accel.painter import Wanted
+from lib_accel.pictures import compared
+from tests.fakes.host import FakeHost, attached
+from tests.fakes.models import inputs, run, tiny_unet
+from tests.fakes.operations import FakeOperations
+from tests.test_pictures import PICTURE
+
+WANTED = Wanted(width=64, height=64)
+
+
+@pytest.fixture
+def operations(tmp_path: Path) -> Iterator[FakeOperations]:
+    host = FakeHost()
+    host.live = [("UNet", tiny_unet())]
+    with attached(host) as engine:
+        yield FakeOperations(tmp_path, host, engine)
+
+
+def _draw(operations: FakeOperations) -> None:
+    run(operations.host.live[0][1], inputs())
+
+
+def _wait() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("accel-"):
+            thread.join(10)
+
+
+def test_the_status_of_a_new_installation_is_empty(operations: FakeOperations) -> None:
+    status = operations.status()
+    assert (status["pictures"], status["networks"], status["advice"]) == ([], [], {})
+    assert (status["task"], status["benchmark"]) == (None, None)
+    assert status["cache"]["choices"] == 0
+    assert status["options"]["enabled"] is True
+
+
+def test_the_latest_pictures_are_told(operations: FakeOperations) -> None:
+    operations.pictures.add(compared(PICTURE, 1.6, 1))
+    (picture,) = operations.status()["pictures"]
+    assert (picture["its_per_s"], picture["ratio"], picture["largest_difference"]) == (10.0, 1.6, 1)
+    _draw(operations)
+    assert operations.summary().endswith("1.6x")
+
+
+def test_the_summary_counts_control_models(operations: FakeOperations) -> None:
+    _draw(operations)
+    operations.engine.generation.control_models = 2
+    assert operations.summary().endswith("2 ControlNets")
+
+
+def test_each_reason_has_its_advice(operations: FakeOperations) -> None:
+    operations.host.attention = ["HyperTile is on"]
+    operations.host.stand_aside = ["weights are stored in fp8"]
+    assert set(operations.status()["advice"]) == {"HyperTile is on", "weights are stored in fp8"}
+
+
+def test_kept_files_are_told_with_their_limit(operations: FakeOperations) -> None:
+    operations.networks.size = 3 * 2**20
+    assert operations.status()["memory"][0] == {"what": "LoRA files kept", "mib": 3.0, "limit_mib": 512.0}
+
+
+def test_merged_networks_are_told_with_their_strengths(operations: FakeOperations) -> None:
+    operations.networks.loaded = [("style", 0.8, 1.0)]
+    assert operations.status()["networks"] == [{"name": "style", "unet": 0.8, "text_encoder": 1.0}]
+
+
+def test_a_warm_up_is_told_as_a_task(operations: FakeOperations) -> None:
+    assert operations.warm_up(WANTED).pictures == 1
+    task = operations.status()["task"]
+    assert (task["name"], task["is_running"], task["error"]) == ("warm-up", False, None)
+    assert "drawing a first picture" in operations.painter.told
+
+
+def test_a_warm_up_in_the_background_ends_too(operations: FakeOperations) -> None:
+    operations.start_warm_up(WANTED)
+    _wait()
+    assert operations.status()["task"]["outcome"].startswith("ready: a picture drawn")
+
+
+def test_a_benchmark_stays_until_the_next_one(operations: FakeOperations) -> None:
+    operations.start_benchmark(WANTED)
+    _wait()
+    assert [row["loras"] for row in operations.status()["benchmark"]["rows"]] == [0, 1, 4]
+    operations.warm_up(WANTED)
+    assert operations.status()["benchmark"] is not None
+    assert operations.benchmark(WANTED).rows[0].ratio == 1.0
+
+
+def test_a_task_in_the_background_can_be_cancelled(operations: FakeOperations) -> None:
+    began, may_go_on = threading.Event(), threading.Event()
+    operations.painter.on_draw = lambda: (began.set(), may_go_on.wait(10))[0]
+    operations.start_benchmark(WANTED)
+    assert began.wait(10)
+    assert operations.cancel()
+    may_go_on.set()
+    _wait()
+    assert operations.status()["task"]["error"] == "the benchmark was cancelled"
+    assert operations.status()["benchmark"] is None
+
+
+def test_tasks_that_cannot_be_done_say_why(operations: FakeOperations) -> None:
+    with operations.host.switched_off(), pytest.raises(TaskError, match="acceleration is off"):
+        operations.warm_up(WANTED)
+    assert "acceleration is off" in operations.status()["task"]["error"]
+
+
+def test_the_report_names_versions_options_reasons_and_pictures(operations: FakeOperations) -> None:
+    operations.host.attention = ["HyperTile is on"]
+    operations.pictures.add(PICTURE)
+    text = operations.report()
+    for part in ("program: a fake", "code: auto", "x HyperTile is on", "20 steps, 2.00 s, 10.00 it/s"):
+        assert part in text
+
+
+def test_forgetting_counts_choices(operations: FakeOperations) -> None:
+    assert operations.forget() == 0
