@@ -17,6 +17,7 @@ from lib_accel.painter import Wanted
 
 T = TypeVar("T")
 
+# What went wrong, in words. 400: the body is not JSON. 409: not now, or not as asked.
 _TOLD: dict[str, Any] = {"description": "Not done, and why", "model": models.Refusal}
 
 
@@ -88,13 +89,13 @@ def _add_switching(routes: APIRouter, operations: Operations, switch: Callable[[
 
 def _add_working(routes: APIRouter, operations: Operations) -> None:
     # Plain functions: the framework runs them on threads, where they may wait for their turn to draw.
-    @routes.post("/warmup", response_model=models.Warm, responses={409: _TOLD})
+    @routes.post("/warmup", response_model=models.Warm, responses={400: _TOLD, 409: _TOLD})
     def warm_up(wanted: models.WarmUp) -> Mapping[str, Any]:
         """Draws a picture of this size, compiles what it asked for, and answers when that is done."""
         sizes = {"width": wanted.width, "height": wanted.height, "batch_size": wanted.batch_size}
         return asdict(_done(lambda: operations.warm_up(Wanted(**sizes))))
 
-    @routes.post("/benchmark", response_model=models.Benchmark, responses={409: _TOLD})
+    @routes.post("/benchmark", response_model=models.Benchmark, responses={400: _TOLD, 409: _TOLD})
     def benchmark(wanted: models.Measure) -> Mapping[str, Any]:
         """Draws pictures with 0, 1 and 4 LoRAs, with and without acceleration in turn; takes minutes."""
         sizes = {"width": wanted.width, "height": wanted.height, "steps": wanted.steps}
@@ -107,7 +108,7 @@ def _add_working(routes: APIRouter, operations: Operations) -> None:
 
 
 def _add_loras(routes: APIRouter, read_ahead: Callable[[Sequence[str]], tuple[list[str], list[str]]]) -> None:
-    @routes.post("/loras/prefetch", response_model=models.ReadAhead)
+    @routes.post("/loras/prefetch", response_model=models.ReadAhead, responses={400: _TOLD})
     def prefetch(wanted: models.Names) -> Mapping[str, Any]:
         """Reads the files of LoRAs that a later request will name, and answers before that is done."""
         found, unknown = read_ahead(wanted.names)
