@@ -31,6 +31,7 @@
     function renew() {
         const tab = byId("accel_tab");
         if (document.hidden || !tab?.offsetParent) return;
+        watch(tab);
         const wait = isAsked ? GIVE_UP_MS : tab.querySelector("[data-running]") ? BUSY_MS : IDLE_MS;
         if (performance.now() - asked < wait) return;
         asked = performance.now();
@@ -43,7 +44,8 @@
 
     // A part that changed is made anew: what was open, scrolled or focused in it is put back before it is painted.
     const opened = new Map(), scrolled = new Map();
-    let focused = "";
+    const observer = new MutationObserver(putBack);
+    let focused = "", watched = null;
 
     function ours(event) {
         return event.target.id?.startsWith?.("accel_") ? event.target : null;
@@ -71,10 +73,13 @@
     document.addEventListener("focusin", (event) => {
         focused = event.target.closest?.("#accel_tab .accel-part") ? event.target.id : "";
     });
-    onUiLoaded(function () {
-        const tab = byId("accel_tab");
-        if (tab) new MutationObserver(putBack).observe(tab, { childList: true, subtree: true });
-    });
+
+    function watch(tab) {
+        if (tab === watched) return;
+        watched = tab;
+        observer.disconnect();
+        observer.observe(tab, { childList: true, subtree: true });
+    }
 
     // Without https, as in a local network, a page has no navigator.clipboard.
     function copyByHand() {

@@ -9,7 +9,7 @@ from lib_accel.ui.chart import Line, line_chart
 from lib_accel.ui.markup import Column, amount, card, empty, items, number, table
 
 _COLUMNS = (
-    Column("LoRAs", True),
+    Column("LoRAs"),
     Column("Stock, ms", True),
     Column("Accel, ms", True),
     Column("Ratio", True),

@@ -54,7 +54,7 @@ def _details(cases: list[Any]) -> str:
     if not cases:
         return empty("no block was measured yet")
     rows = table(_COLUMNS, map(_row, cases), ident="accel_cases_table")
-    head = f"<summary id='accel_cases_head'><span>Measured blocks</span> <b>{len(cases)}</b></summary>"
+    head = f'<summary id="accel_cases_head"><span>Measured blocks</span> <b>{len(cases)}</b></summary>'
     return f'<details id="accel_cases">{head}{rows}</details>'
 
 
@@ -63,7 +63,7 @@ def _row(case: Mapping[str, Any]) -> tuple[str, ...]:
     kind = " ".join(str(case.get(name, "")) for name in ("dtype", "device"))
     return (
         text(case.get("block", "")),
-        f'{text(case.get("size", ""))}<br><span class="accel-quiet">{text(kind)}</span>',
+        f'{text(case.get("size", ""))} <span class="accel-quiet">{text(kind)}</span>',
         text(case.get("code", "")),
         text(case.get("next_code", "")),
         number(ms.get("direct"), 2),

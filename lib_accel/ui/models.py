@@ -53,7 +53,7 @@ def _row(model: Mapping[str, Any], advice: Mapping[str, Any]) -> str:
     parts = [(code, blocks.get(code, 0)) for code in ("direct", "compiled", "host")]
     total = sum(amount(count) for _, count in parts)
     fast = total - amount(blocks.get("host"))
-    name = str(model.get("name", ""))
+    name = str(model.get("name", "")).removeprefix(_CONTROLNET).strip() or _CONTROLNET
     said = f"{number(fast)} of {number(total)} blocks fast"
     return (
         f'<div class="accel-model"><span class="accel-name">{text(name)}</span>'

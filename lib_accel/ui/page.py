@@ -14,6 +14,12 @@ from lib_accel.ui.models import control_models, models, networks
 from lib_accel.ui.pictures import pictures
 from lib_accel.ui.task import task
 
+# Where the badge and the reasons below it say all that the summary would.
+_OWN_CODE = {
+    "off": "the webui draws pictures with its own code",
+    "aside": "the webui draws pictures with its own code, because of this:",
+}
+
 
 class Page(NamedTuple):
     """The parts of the page as HTML."""
@@ -45,9 +51,7 @@ def page(status: Mapping[str, Any]) -> Page:
 def headline(status: Mapping[str, Any]) -> str:
     """On, off or standing aside, the summary, and every reason to stand aside with what to do about it."""
     style, badge = _badge(status)
-    summary = str(status.get("summary") or "no status: see the log")
-    if summary == "off":
-        summary = "off: pictures are drawn by the webui's own code"
+    summary = _OWN_CODE.get(style, str(status.get("summary") or "see the log"))
     version = status.get("version")
     number_of_version = f'<span class="accel-note">{text(version)}</span>' if version else ""
     advice = status.get("advice") or {}
@@ -64,7 +68,7 @@ def headline(status: Mapping[str, Any]) -> str:
 
 def _badge(status: Mapping[str, Any]) -> tuple[str, str]:
     if not status:
-        return "off", "no status"
+        return "unknown", "no status"
     if not status.get("enabled"):
         return "off", "off"
     return ("aside", "standing aside") if items(status, "stand_aside") else ("on", "on")
@@ -73,7 +77,7 @@ def _badge(status: Mapping[str, Any]) -> tuple[str, str]:
 def memory(status: Mapping[str, Any]) -> str:
     """What the extension holds in memory, each against its limit, and what it keeps on disk."""
     rows = "".join(_held(each) for each in items(status, "memory"))
-    held = f'<div class="accel-models">{rows}</div>' if rows else empty("nothing is held")
+    held = f'<div class="accel-meters">{rows}</div>' if rows else empty("nothing is held")
     return card("Memory and disk", held + _cache(status.get("cache") or {}))
 
 
@@ -87,7 +91,7 @@ def _held(each: Mapping[str, Any]) -> str:
 
 def _line(name: str, bar: str, said: str) -> str:
     return (
-        f'<div class="accel-model"><span class="accel-name">{name}</span>{bar or "<div></div>"}'
+        f'<div class="accel-model"><span class="accel-name">{name}</span>{bar}'
         f'<span class="accel-said">{said}</span></div>'
     )
 
@@ -108,8 +112,9 @@ def settings_in_force(status: Mapping[str, Any]) -> str:
     labels = {option.name: option.metadata["label"] for option in fields(Options)}
     rows = [(text(labels.get(name, name)), _said(value)) for name, value in options.items()]
     columns = (Column("Setting"), Column("Value"))
-    head = "<summary id='accel_options_head'>Settings in force</summary>"
-    return f'<details id="accel_options">{head}{table(columns, rows, ident="accel_options_table")}</details>'
+    head = '<summary id="accel_options_head">Settings in force</summary>'
+    rest = table(columns, rows, ident="accel_options_table")
+    return f'<section class="accel-card"><details id="accel_options">{head}{rest}</details></section>'
 
 
 def _said(value: Any) -> str:

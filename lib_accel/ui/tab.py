@@ -62,11 +62,9 @@ def tab(actions: Actions) -> Any:
         with gr.Row(elem_id="accel_main"):
             with gr.Column(scale=3, min_width=420):
                 parts["models"] = _part(first, "models")
-            with gr.Column(scale=2, min_width=420, elem_id="accel_side"):
-                with gr.Column(elem_id="accel_controls"):
-                    controls, parts["task"] = _controls(first, is_running(status))
-                parts["memory"] = _part(first, "memory")
-        for name in ("pictures", "benchmark", "graphs", "settings"):
+            with gr.Column(scale=2, min_width=420, elem_id="accel_controls"):
+                controls, parts["task"] = _controls(first, is_running(status))
+        for name in ("pictures", "benchmark", "memory", "graphs", "settings"):
             parts[name] = _part(first, name)
         _report(actions)
         refresh = gr.Button("Refresh", elem_id="accel_refresh", visible=False)

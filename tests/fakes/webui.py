@@ -116,6 +116,7 @@ class FakeComponent:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.args, self.kwargs = args, kwargs
         self.clicked: Any = None
+        self.event = FakeEvent()
 
     def __enter__(self) -> FakeComponent:
         return self
@@ -125,7 +126,7 @@ class FakeComponent:
 
     def click(self, **event: Any) -> FakeEvent:
         self.clicked = event
-        return FakeEvent()
+        return self.event
 
 
 class FakeEvent:
