@@ -97,6 +97,7 @@ class Operations:
     def _report(self) -> Report:
         report = self._engine.report()
         report.ratio = self._pictures.ratio()
+        report.was_off = any(not picture.is_accelerated for picture in self._pictures.latest()[:1])
         return report
 
     def _memory(self) -> Iterable[dict[str, Any]]:

@@ -87,7 +87,10 @@ class StepClock:
         self._noted = []
 
     def note(self, step: int) -> None:
-        """Notes that the model is asked for step number `step`."""
+        """Notes that the model is asked when so many steps have ended, as the host counts them.
+
+        Several calls may have the same number: some samplers ask twice for a step, and some hosts count late.
+        """
         self._noted.append((time.perf_counter(), step))
 
     def step_ms(self) -> float | None:

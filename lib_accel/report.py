@@ -109,9 +109,9 @@ class Report:
     models: list[ModelReport]
     generation: Generation
     graphs: GraphReport = field(default_factory=GraphReport)
-    ratio: float | None = (
-        None  # stock's time of a step divided by ours, where pictures like the last were compared
-    )
+    # Stock's time of a step divided by ours, if pictures like the latest were compared.
+    ratio: float | None = None
+    was_off: bool = False  # whether the latest picture was drawn without us, as its user asked
 
     @property
     def summary(self) -> str:
@@ -122,6 +122,8 @@ class Report:
             return "standing aside: " + "; ".join(self.stand_aside)
         if not self.models:
             return "waiting for a model"
+        if self.was_off:
+            return " · ".join([*self._models_in_words(), "off in the last picture"])
         done = self.generation
         if done.host and not done.fast:
             return "standing aside in the last picture: " + done.reasons.most_common(1)[0][0]

@@ -256,9 +256,9 @@ def test_a_warm_up_answers_when_it_is_done(operations: FakeOperations) -> None:
 
 
 def test_a_benchmark_answers_with_its_figures(operations: FakeOperations) -> None:
-    answer = client(Switch()).post("/accel/v1/benchmark", json={"width": 64, "height": 64, "steps": 4})
+    answer = client(Switch()).post("/accel/v1/benchmark", json={"width": 64, "height": 64, "steps": 6})
     assert (answer.status_code, [row["loras"] for row in answer.json()["rows"]]) == (200, [0, 1, 4])
-    assert operations.painter.wanted[0] == Wanted(width=64, height=64, steps=4)
+    assert operations.painter.wanted[0] == Wanted(width=64, height=64, steps=6)
 
 
 def test_what_cannot_be_done_now_is_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def test_the_latest_pictures_are_told(operations: FakeOperations) -> None:
     assert (picture["its_per_s"], picture["ratio"], picture["largest_difference"]) == (10.0, 1.6, 1)
     _draw(operations)
     assert operations.summary().endswith("1.6x")
+
+
+def test_the_summary_says_that_the_last_picture_was_drawn_without_us(operations: FakeOperations) -> None:
+    _draw(operations)
+    operations.pictures.add(replace(PICTURE, is_accelerated=False))
+    assert operations.summary().endswith("blocks fast · off in the last picture")
+    operations.pictures.add(PICTURE)
+    assert operations.summary().endswith("blocks fast")
 
 
 def test_the_summary_counts_control_models(operations: FakeOperations) -> None:

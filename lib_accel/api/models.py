@@ -218,7 +218,7 @@ class Measure(BaseModel):
 
     width: int = Field(512, ge=64, le=2048, multiple_of=8)
     height: int = Field(512, ge=64, le=2048, multiple_of=8)
-    steps: int = Field(8, ge=4, le=150)
+    steps: int = Field(8, ge=6, le=150)
 
 
 class Cancelled(BaseModel):

@@ -15,7 +15,7 @@ from lib_accel.tasks.task import Outcome, Task
 NAME = "benchmark"
 LORAS = (0, 1, 4)
 PAIRS = 4  # of pictures, stock and ours in turn
-LEAST_STEPS = 4  # in a picture: fewer have no step after the first to take the median of
+LEAST_STEPS = 6  # in a picture: fewer have no steps after the first ones to take the median of
 
 
 @dataclass(frozen=True)

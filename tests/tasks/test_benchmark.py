@@ -10,7 +10,7 @@ from lib_accel.tasks.benchmark import benchmark
 from lib_accel.tasks.task import Task
 from tests.fakes.painter import FakePainter
 
-WANTED = Wanted(width=64, height=64, steps=4)
+WANTED = Wanted(width=64, height=64, steps=6)
 
 
 def _twice_as_fast(is_accelerated: bool) -> float:
@@ -23,7 +23,7 @@ def test_the_ratio_is_stocks_time_by_ours() -> None:
         (loras, 20.0, 10.0, 2.0) for loras in (0, 1, 4)
     ]
     assert all(row.low <= row.ratio <= row.high for row in figures.rows)
-    assert (figures.device, figures.width, figures.steps) == ("a fake", 64, 4)
+    assert (figures.device, figures.width, figures.steps) == ("a fake", 64, 6)
 
 
 def test_sides_take_turns_after_a_picture_of_each() -> None:
@@ -63,8 +63,8 @@ def test_an_interruption_ends_it_without_figures() -> None:
 
 def test_too_few_steps_are_refused_before_anything_is_drawn() -> None:
     painter = FakePainter()
-    with pytest.raises(TaskError, match="got 3, expected 4 or more"):
-        benchmark(painter, Wanted(steps=3), Task("benchmark"))
+    with pytest.raises(TaskError, match="got 5, expected 6 or more"):
+        benchmark(painter, Wanted(steps=5), Task("benchmark"))
     assert painter.drawn == []
 
 
