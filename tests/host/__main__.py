@@ -33,6 +33,17 @@ def chosen(pattern: str) -> list[Group]:
     return groups
 
 
+def without_others(groups: list[Group]) -> tuple[list[Group], list[str]]:
+    """Groups that need no other extensions, and for each of the rest what it lacks."""
+    kept = [group for group in groups if not group.others]
+    left_out = [
+        f"{group.name}: left out, it needs --others FOLDER with checkouts of {', '.join(group.others)}"
+        for group in groups
+        if group.others
+    ]
+    return kept, left_out
+
+
 def run(groups: list[Group], place: Place, *, keep_going: bool) -> list[Line]:
     """Run these groups and print their lines; without ``keep_going``, stop after the first row that fails."""
     lines: list[Line] = []
@@ -62,6 +73,12 @@ def parse_arguments() -> argparse.Namespace:
         "--webui", type=Path, help="webui checkout, with sd-webui-controlnet among its extensions"
     )
     parser.add_argument("--venv", type=Path, help="its virtual environment")
+    parser.add_argument(
+        "--others",
+        type=Path,
+        metavar="FOLDER",
+        help="checkouts of other extensions, for the group of that name",
+    )
     parser.add_argument("--rows", default="", metavar="PATTERN", help="only rows whose GROUP/ROW matches")
     parser.add_argument("--json", type=Path, help="write the lines into this file too")
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
@@ -88,14 +105,26 @@ def main() -> int:
         return 0
     if arguments.self_check:
         groups = [group for group in groups if group.stock]
-    place = Place.make(arguments.webui, arguments.venv, arguments.port, accel=not arguments.self_check)
+    left_out: list[str] = []
+    if arguments.others is None:
+        groups, left_out = without_others(groups)
+    if left_out and not groups:
+        print(*left_out, sep="\n")
+        return 1
+    place = Place.make(
+        arguments.webui,
+        arguments.venv,
+        arguments.port,
+        accel=not arguments.self_check,
+        others=arguments.others,
+    )
     place.make_models({model for group in groups for model in group.models})
     print(HEADING, flush=True)
     began = time.monotonic()
     lines = run(groups, place, keep_going=arguments.keep_going)
     failed = [line for line in lines if line.problems]
     print(f"{len(lines)} lines, {len(failed)} failed, {time.monotonic() - began:.0f} s")
-    print(*failed, sep="\n")
+    print(*failed, *left_out, sep="\n")
     if arguments.json:
         arguments.json.write_text(json.dumps([line.as_json() for line in lines], indent=1) + "\n")
     return 1 if failed or not lines else 0

@@ -40,13 +40,14 @@ class Place:
     hf_home: Path
     port: int
     accel: bool
+    others: Path | None = None  # folder with checkouts of other extensions
 
     @classmethod
-    def make(cls, webui: Path, venv: Path, port: int, *, accel: bool) -> Place:
+    def make(cls, webui: Path, venv: Path, port: int, *, accel: bool, others: Path | None = None) -> Place:
         """Resolve the paths; the tokenizer lies in SD_WEBUI_HF_HOME, or in the webui's tmp folder."""
         webui = webui.resolve()
         hf_home = Path(os.environ.get("SD_WEBUI_HF_HOME") or webui / "tmp" / "accel-hf").resolve()
-        return cls(webui, venv.absolute(), hf_home, port, accel)
+        return cls(webui, venv.absolute(), hf_home, port, accel, others and others.resolve())
 
     def make_models(self, targets: set[str]) -> None:
         """Write the tokenizer and the models that are missing."""
@@ -67,6 +68,7 @@ class Place:
             checkpoint=group.checkpoint,
             port=self.port + ours,
             extensions=extensions,
+            copies={name: self.others / name for name in group.others} if self.others else {},
             flags=group.flags,
             ui=group.ui,
             api=group.api,

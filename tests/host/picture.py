@@ -31,6 +31,7 @@ class Picture:
     moves: str = ""
     same: str = ""
     units: tuple[Unit, ...] = ()
+    scripts: dict[str, list[Any]] = field(default_factory=dict)  # arguments of others, by the script's title
     image: bool = False  # img2img
     mask: bool = False  # of the left half
     accel: bool | None = None

@@ -35,6 +35,7 @@ class Group:
     api: bool = True
     stock: bool = True
     auth: str = ""
+    others: tuple[str, ...] = ()  # folders of other extensions, which both servers get too
     models: tuple[str, ...] = field(default=("tiny",))
 
 

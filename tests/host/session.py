@@ -115,7 +115,7 @@ class Session:
             fields = {"init_images": [encode(scene(*size))], "denoising_strength": 0.6} | fields
         if picture.mask:
             fields["mask"] = encode(left_half(*size))
-        always_on: dict[str, Any] = {}
+        always_on: dict[str, Any] = {name: {"args": args} for name, args in picture.scripts.items()}
         if picture.units:
             always_on["controlnet"] = {"args": [unit_body(unit, *size) for unit in picture.units]}
         if self.ours and picture.accel is not None:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from . import runs
+from .__main__ import without_others
 from .bench_stats import Run, interval, summary
 from .compare import compare
 from .outcome import ANY, CLEAN, OFF, Blocks, Outcome, Speed, host, part
+from .row import group
 
 DIRECT = Blocks(direct=45, host=0)
 MIXED = Blocks(direct=40, host=5, reasons={"hypertile is on": 5})
@@ -74,6 +76,13 @@ def test_a_part_that_did_not_run_directly_is_a_problem() -> None:
 def test_numbers_may_differ_by_rounding_only(numbers: list[float], problems: list[str]) -> None:
     stock, ours = (Outcome("", values=np.float32(each)) for each in ([100.0, 1.0], numbers))
     assert compare("", "", stock, ours).problems == problems
+
+
+def test_what_needs_other_extensions_is_left_out_by_name() -> None:
+    plain, beside = group("plain", ()), group("beside", (), others=("one", "two"))
+    kept, left_out = without_others([plain, beside])
+    assert kept == [plain]
+    assert left_out == ["beside: left out, it needs --others FOLDER with checkouts of one, two"]
 
 
 def test_the_first_step_is_left_out_of_the_time_of_a_step() -> None:

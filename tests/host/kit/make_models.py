@@ -4,7 +4,8 @@ Targets:
   tiny     tiny.safetensors, tiny.ckpt, tiny2.safetensors with configs, `lora`, `cn`, a hypernetwork, VAEs
   inpaint  tiny_inpaint.safetensors, an SD1 inpainting model, with its config and `lora`
   v2       tiny_v2.safetensors, an SD2 model with v-prediction, with its config and `lora`
-  xl       tiny_xl.safetensors, an SDXL model, with its config and `lora`
+  xl       tiny_xl.safetensors, an SDXL model, with its config, `lora` and `cn`
+  wide     tiny_wide.safetensors, an SD1 model of which two levels have 320 channels, with its config
   full     full.safetensors with the real SD1 sizes (2 GB, needs 8 GB of memory), and its `lora` and `cn`
   lora     the LoRAs of the checkpoints that are there already
   cn       the ControlNets of the checkpoints that are there already (needs the sd-webui-controlnet extension)
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,11 @@ STEMS = {
     "inpaint": "tiny_inpaint",
     "v2": "tiny_v2",
     "xl": "tiny_xl",
+    "wide": "tiny_wide",
     "full": "full",
 }
 HYPERNETWORK_SIZES = (tiny_configs.CLIP_WIDTH, 256)
-SEEDS = {"inpaint": 400, "v2": 500, "xl": 600}
+SEEDS = {"inpaint": 400, "v2": 500, "xl": 600, "wide": 900}
 TARGETS = (*STEMS, "lora", "cn")
 VAE_SEED, EMBEDDING_SEED = 700, 800
 VECTORS = 3  # tokens of each embedding
@@ -45,7 +48,11 @@ EMBEDDINGS = {  # widths, under the names of the format
     "tiny_v2": {"emb_params": tiny_configs.OPEN_CLIP_WIDTH},
     "tiny_xl": {"clip_l": tiny_configs.CLIP_WIDTH, "clip_g": tiny_configs.OPEN_CLIP_WIDTH},
 }
-CONTROLNETS = {"tiny": {"tiny_cn_a": 21, "tiny_cn_b": 22}, "full": {"full_cn_a": 41}}
+CONTROLNETS = {
+    "tiny": {"tiny_cn_a": 21, "tiny_cn_b": 22},
+    "tiny_xl": {"tiny_xl_cn_a": 72, "tiny_xl_cn_b": 73},
+    "full": {"full_cn_a": 41},
+}
 NETWORKS = {
     "tiny": {
         "tiny_lora_a": {"kind": "lora", "rank": 4, "seed": 11},
@@ -65,6 +72,7 @@ NETWORKS = {
     "tiny_inpaint": {"tiny_inpaint_lora_a": {"kind": "lora", "rank": 4, "seed": 51, "resnets": True}},
     "tiny_v2": {"tiny_v2_lora_a": {"kind": "lora", "rank": 4, "seed": 61, "resnets": True}},
     "tiny_xl": {"tiny_xl_lora_a": {"kind": "lora", "rank": 4, "seed": 71, "resnets": True}},
+    "tiny_wide": {},
     "full": {
         "full_lora_a": {"kind": "lora", "rank": 16, "seed": 31},
         "full_lora_b": {"kind": "lora", "rank": 16, "seed": 32},
@@ -187,15 +195,18 @@ class ModelFolder:
         if not (self.webui / random_weights.CONTROLNET_SOURCE).exists():
             print("no ControlNets: the webui has no sd-webui-controlnet extension")
             return
-        unet = "model.diffusion_model"
-        with safe_open(self.checkpoints / f"{stem}.safetensors", "pt") as weights:
-            width = weights.get_slice(f"{unet}.input_blocks.0.0.weight").get_shape()[0]
-            key = f"{unet}.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
-            context_dim = weights.get_slice(key).get_shape()[1]
+        config = random_weights.controlnet_config(self.unet_shapes(stem))
         for name, seed in CONTROLNETS[stem].items():
             path = self.controlnets / f"{name}.safetensors"
             if self.lacks(path):
-                self.write(path, random_weights.build_controlnet(self.webui, width, context_dim, seed))
+                self.write(path, random_weights.build_controlnet(self.webui, config, seed))
+
+    def unet_shapes(self, stem: str) -> dict[str, Sequence[int]]:
+        """Shapes of the weights of a checkpoint's UNet, by their names in it."""
+        prefix = "model.diffusion_model."
+        with safe_open(self.checkpoints / f"{stem}.safetensors", "pt") as weights:
+            keys = [key for key in weights.keys() if key.startswith(prefix)]  # noqa: SIM118, not a mapping
+            return {key.removeprefix(prefix): weights.get_slice(key).get_shape() for key in keys}
 
     def present(self) -> list[str]:
         """Stems of the checkpoints of this kit that are there."""

@@ -7,10 +7,12 @@ be repeated, which ``settle_encoder`` fixes.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -127,23 +129,49 @@ def build_hypernetwork(sizes: Sequence[int], seed: int) -> dict[str | int, Any]:
     return about | rest | {size: (layers(size), layers(size)) for size in sizes}
 
 
-def build_controlnet(webui: Path, width: int, context_dim: int, seed: int) -> dict[str, torch.Tensor]:
-    """Half precision state dict of a random SD1 ControlNet of this width."""
+SD1_CONTROLNET: dict[str, Any] = {
+    "attention_resolutions": [1, 2, 4],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 0],
+    "transformer_depth_middle": 1,
+    "use_linear_in_transformer": False,
+    "num_heads": 8,
+}
+SDXL_CONTROLNET: dict[str, Any] = {
+    "attention_resolutions": [2, 4],
+    "channel_mult": [1, 2, 4],
+    "use_linear_in_transformer": True,
+    "num_head_channels": 64,
+    "num_classes": "sequential",
+}
+
+
+def controlnet_config(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Arguments of a ControlNet for the SD1 or SDXL UNet whose weights have these shapes."""
+    config = {
+        "in_channels": 4,
+        "hint_channels": 3,
+        "num_res_blocks": 2,
+        "model_channels": shapes["input_blocks.0.0.weight"][0],
+        "context_dim": shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
+        "use_fp16": False,
+    }
+    if "label_emb.0.0.weight" not in shapes:
+        return config | SD1_CONTROLNET
+
+    def depth(block: str) -> int:
+        name = re.compile(rf"{block}\.1\.transformer_blocks\.\d+\.norm1\.weight")
+        return sum(name.fullmatch(key) is not None for key in shapes)
+
+    depths = [0, depth("input_blocks.4"), depth("input_blocks.7")]
+    own = {"transformer_depth": depths, "transformer_depth_middle": depth("middle_block")}
+    return config | SDXL_CONTROLNET | own | {"adm_in_channels": shapes["label_emb.0.0.weight"][1]}
+
+
+def build_controlnet(webui: Path, config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
+    """Half precision state dict of a random ControlNet."""
     torch.manual_seed(seed)
-    model = load_controlnet_class(webui)(
-        in_channels=4,
-        model_channels=width,
-        hint_channels=3,
-        num_res_blocks=2,
-        attention_resolutions=[1, 2, 4],
-        channel_mult=[1, 2, 4, 4],
-        transformer_depth=[1, 1, 1, 0],
-        transformer_depth_middle=1,
-        use_linear_in_transformer=False,
-        context_dim=context_dim,
-        num_heads=8,
-        use_fp16=False,
-    )
+    model = load_controlnet_class(webui)(**config)
     enliven(model, seed, gain=0.8)
     amplify_hint(model.input_hint_block, seed + 7)
     return {f"control_model.{key}": value for key, value in halved(model).items()}
@@ -165,6 +193,8 @@ def load_controlnet_class(webui: Path) -> type[nn.Module]:
     host_modules = ("modules", "scripts", "scripts.controlnet_core", union)
     spec = importlib.util.spec_from_file_location("controlnet_source", webui / CONTROLNET_SOURCE)
     source = importlib.util.module_from_spec(spec)
+    # What is first imported below is forgotten after it, and parts of that cannot be imported twice.
+    importlib.import_module("sgm.modules.diffusionmodules.openaimodel")
     with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in host_modules}):
         spec.loader.exec_module(source)
     return source.ControlNet

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -55,7 +56,10 @@ class StartFailed(Exception):
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start one server; ``extensions`` maps the name of a link to the folder it leads to."""
+    """How to start one server; ``extensions`` maps the name of a link to the folder it leads to.
+
+    ``copies`` are extensions too, of which the server gets copies: some write into their folder.
+    """
 
     webui: Path
     venv: Path
@@ -63,6 +67,7 @@ class Launch:
     checkpoint: str
     port: int
     extensions: dict[str, Path] = field(default_factory=dict)
+    copies: dict[str, Path] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     ui: bool = False
@@ -103,16 +108,21 @@ class Launch:
         return environment
 
     def prepare(self) -> None:
-        """Make the data folder with fresh settings and links to the extensions."""
+        """Make the data folder with fresh settings, and links to the extensions or copies of them."""
         links = self.data / "extensions"
         links.mkdir(parents=True, exist_ok=True)
         for old in links.iterdir():
             if old.is_symlink():
                 old.unlink()
-        for name, target in self.extensions.items():
+            else:
+                shutil.rmtree(old)
+        for name, target in (self.extensions | self.copies).items():
             if not target.is_dir():
                 raise StartFailed(f"extension {target} is not a folder")
-            (links / name).symlink_to(target)
+            if name in self.copies:
+                shutil.copytree(target, links / name, ignore=shutil.ignore_patterns(".git"))
+            else:
+                (links / name).symlink_to(target)
         (self.data / "config.json").write_text(json.dumps(SETTINGS | self.settings))
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 FULL_CONFIG = "configs/v1-inference.yaml"
 SOURCES = {
     "tiny": FULL_CONFIG,
+    "wide": FULL_CONFIG,
     "inpaint": "configs/v1-inpainting-inference.yaml",
     "v2": "repositories/stable-diffusion-stability-ai/configs/stable-diffusion/v2-inference-v.yaml",
     "xl": "repositories/generative-models/configs/inference/sd_xl_base.yaml",
@@ -30,6 +31,12 @@ def shrink_sd1(params: DictConfig, width: int, clip: Path) -> None:
     params.use_ema = False  # the inpainting config leaves it out, and then the weights are kept twice
     params.unet_config.params.model_channels = width
     params.cond_stage_config.params = {"version": str(clip)}
+
+
+def shrink_sd1_but_the_middle(params: DictConfig, width: int, clip: Path) -> None:
+    """The same, but as wide as SD1 in its two inner levels if the width is 64: some extensions go by that."""
+    shrink_sd1(params, width, clip)
+    params.unet_config.params.channel_mult = [1, 2, 5, 5]
 
 
 def shrink_sd2(params: DictConfig, width: int, _clip: Path) -> None:
@@ -54,6 +61,7 @@ def shrink_sdxl(params: DictConfig, width: int, clip: Path) -> None:
 
 SHRINKERS: dict[str, Callable[[DictConfig, int, Path], None]] = {
     "tiny": shrink_sd1,
+    "wide": shrink_sd1_but_the_middle,
     "inpaint": shrink_sd1,
     "v2": shrink_sd2,
     "xl": shrink_sdxl,

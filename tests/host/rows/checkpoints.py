@@ -12,6 +12,8 @@ from .shapes import HIRES
 
 FP8 = host("fp8")
 LORA = {"prompt": loras("tiny_lora_b")}
+REFINED = {"refiner_checkpoint": "tiny2", "refiner_switch_at": 0.5}
+OTHER_HIRES = HIRES | {"hr_checkpoint_name": "tiny2.safetensors"}
 
 
 def use(checkpoint: str) -> Options:
@@ -125,17 +127,20 @@ def rows() -> tuple[Row, ...]:
         row(
             "refiner",
             BASE,
-            picture("refined", moves="base", refiner_checkpoint="tiny2", refiner_switch_at=0.5),
-            picture(
-                "refined, LoRA", moves="refined", refiner_checkpoint="tiny2", refiner_switch_at=0.5, **LORA
-            ),
+            picture("refined", moves="base", **REFINED),
+            picture("refined, LoRA", moves="refined", **REFINED | LORA),
+            picture("refined, ControlNet", moves="refined", **REFINED | {"units": (unit(),)}),
+            picture("refined, hires", **REFINED | HIRES),
+            picture("refined again", same="refined", **REFINED),
             use("tiny.safetensors"),
             AGAIN,
         ),
         row(
             "hires with another checkpoint",
             picture("hires", **HIRES),
-            picture("other", moves="hires", hr_checkpoint_name="tiny2.safetensors", **HIRES),
+            picture("other", moves="hires", **OTHER_HIRES),
+            picture("other, LoRA", moves="other", **OTHER_HIRES | LORA),
+            picture("other, ControlNet", moves="other", **OTHER_HIRES | {"units": (unit(),)}),
             picture("hires again", same="hires", **HIRES),
         ),
         row(

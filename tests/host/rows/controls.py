@@ -36,7 +36,7 @@ LORA = {"prompt": loras("tiny_lora_b")}
 
 
 def rows() -> tuple[Row, ...]:
-    """All rows of this file."""
+    """The rows for SD1, which has all of them."""
     kinds = [
         row(
             f"{name}",
@@ -95,5 +95,36 @@ def rows() -> tuple[Row, ...]:
             picture("with ControlNet", units=(REFERENCE, ONE), moves="base", speed=part(REPLACED)),
             AGAIN,
             picture("ControlNet after it", units=(ONE,), moves="base"),
+        ),
+    )
+
+
+def xl_rows() -> tuple[Row, ...]:
+    """The rows for SDXL, whose control models take the sizes of the picture too."""
+    one = (unit("tiny_xl_cn_a"),)
+    both = (*one, unit("tiny_xl_cn_b", turned=True, coloured=True, weight=0.6))
+    lora = {"prompt": loras("tiny_xl_lora_a")}
+    return (
+        row(
+            "ControlNet",
+            BASE,
+            picture("ControlNet", units=one, moves="base"),
+            picture("two units", units=both, moves="ControlNet"),
+            picture("LoRA", units=one, moves="ControlNet", **lora),
+            picture("hires", units=one, **HIRES),
+            picture("batch 2, odd size", units=one, batch_size=2, width=200, height=136),
+            picture("img2img", units=one, image=True),
+            picture("long prompt", units=one, prompt=LONG),
+            picture("part of the steps", units=(unit("tiny_xl_cn_a", guidance_start=0.3),), steps=6),
+            AGAIN,
+            picture("ControlNet again", units=one, same="ControlNet"),
+        ),
+        row(
+            "reference_only",
+            BASE,
+            picture("reference", units=(REFERENCE,), moves="base", speed=part(REPLACED)),
+            picture("with ControlNet", units=(REFERENCE, *one), moves="reference", speed=part(REPLACED)),
+            AGAIN,
+            picture("ControlNet after it", units=one, moves="base"),
         ),
     )

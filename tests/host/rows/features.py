@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..outcome import ANY, CLEAN, Speed, part
+from ..outcome import ANY, CLEAN, Speed, host, part
 from ..picture import AGAIN, BASE, loras, picture, unit
 from ..row import Row, row
 from ..steps import Code, Options
@@ -15,6 +15,7 @@ from .server_code import (
     LEAVES_IN,
     TORCH_GLOBALS,
     TREE,
+    UPCAST,
 )
 from .shapes import HIRES
 
@@ -33,6 +34,7 @@ PATCHED = part(r"forward|instance|replaced")
 HYPERNET = {"prompt": "a photo of a cat <hypernet:tiny_hypernetwork:1>"}
 HYPER = part(r"hypernet")
 HOOKED = part(r"hook")
+UPCASTING = host("--upcast-sampling")
 LORA = {"prompt": loras("tiny_lora_b")}
 BIG = {"width": 256, "height": 256, "steps": 3}
 TREE_NOW = Code("tree of modules", TREE)
@@ -71,21 +73,66 @@ def foreign_row(name: str, put_in: str, take_out: str, speed: Speed) -> Row:
     )
 
 
-def rows() -> tuple[Row, ...]:
-    """All rows of this file."""
+def mode_rows(lora: str = "tiny_lora_b", moves: str = "base") -> tuple[Row, ...]:
+    """Modes of the webui itself, with a LoRA for the checkpoint; `moves`: what merged tokens and tiles do."""
+    prompt = {"prompt": loras(lora)}
     return (
         row("tiling", BASE, picture("tiled", tiling=True, moves="base"), AGAIN),
         row(
             "token merging",
             picture("base", **BIG),
             Options({"token_merging_ratio": 0.5}),
-            picture("merged", moves="base", speed=MERGED, **BIG),
-            picture("merged, LoRA", moves="merged", speed=MERGED, **BIG | LORA),
+            picture("merged", moves=moves, speed=MERGED, **BIG),
+            picture("merged, LoRA", moves="merged", speed=MERGED, **BIG | prompt),
             Options({"token_merging_ratio": 0.0}),
             picture("base again", same="base", **BIG),
             Options({"token_merging_ratio_hr": 0.5}),
             picture("merged in hires only", speed=MERGED, **HIRES),
         ),
+        row(
+            "hypertile",
+            picture("base", **BIG),
+            Options({"hypertile_enable_unet": True, "hypertile_max_tile_unet": 64}),
+            picture("tiled", moves=moves, speed=TILED, **BIG),
+            picture("tiled, LoRA", moves="tiled", speed=TILED, **BIG | prompt),
+            Options({"hypertile_enable_unet": False}),
+            picture("base again", same="base", **BIG),
+        ),
+    )
+
+
+def upcast_rows() -> tuple[Row, ...]:
+    """For a webui with --upcast-sampling, which on a CPU means nothing: it is for half precision only."""
+    return (
+        row(
+            "the flag",
+            Code(
+                "what it means",
+                "from modules import devices; print(devices.unet_needs_upcast)",
+                prints="False",
+            ),
+            BASE,
+            picture("LoRA", moves="base", **LORA),
+        ),
+        row(
+            "as on a GPU, but in float32",
+            BASE,
+            Code("on", UPCAST.format(True)),
+            picture("upcast", speed=UPCASTING),
+            picture("upcast, ControlNet", speed=UPCASTING, moves="upcast", units=(unit(),)),
+            picture("upcast, img2img", speed=UPCASTING, image=True),
+            picture("upcast, LoRA", speed=UPCASTING, moves="upcast", **LORA),  # or its conditioning is kept
+            Code("off", UPCAST.format(False)),
+            AGAIN,
+            picture("LoRA", moves="base", **LORA),
+        ),
+    )
+
+
+def rows() -> tuple[Row, ...]:
+    """All rows of this file for the plain webui, but those of attention."""
+    return (
+        *mode_rows(),
         row(
             "hypernetwork",
             BASE,
@@ -93,15 +140,6 @@ def rows() -> tuple[Row, ...]:
             picture("with it, odd size", speed=HYPER, width=200, height=136, **HYPERNET),
             AGAIN,
             picture("LoRA", moves="base", **LORA),
-        ),
-        row(
-            "hypertile",
-            picture("base", **BIG),
-            Options({"hypertile_enable_unet": True, "hypertile_max_tile_unet": 64}),
-            picture("tiled", moves="base", speed=TILED, **BIG),
-            picture("tiled, LoRA", moves="tiled", speed=TILED, **BIG | LORA),
-            Options({"hypertile_enable_unet": False}),
-            picture("base again", same="base", **BIG),
         ),
         foreign_row("attn2.forward replaced", ATTENTION_IN, FORWARDS_OUT, PATCHED),
         foreign_row("forward of leaves replaced", LEAVES_IN, FORWARDS_OUT, PATCHED),

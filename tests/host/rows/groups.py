@@ -9,7 +9,7 @@ from ..outcome import CLEAN, Speed, part
 from ..picture import AGAIN, BASE, loras, picture, unit
 from ..row import Group, Row, group, row
 from ..steps import Ask, Code, Draw, StatusShape, Step
-from . import checkpoints, compiled, controls, features, networks, shapes, text, trouble, vae
+from . import checkpoints, compiled, controls, features, networks, others, product, shapes, text, trouble, vae
 from .networks import merged
 from .server_code import COMPARE_WEIGHTS, KEEP_WEIGHTS
 
@@ -85,9 +85,12 @@ GROUPS: tuple[Group, ...] = (
     group("text", (*text.rows(text.TINY), *text.patch_rows())),
     group("checkpoints", checkpoints.rows(), models=("tiny", "xl", "v2")),
     group("compiled", compiled.rows()),
+    group("product", product.rows(), stock=False, ui=True),
+    group("others", others.rows(), others=others.FOLDERS, models=("tiny", "wide")),
     group("sdp", (*everything("tiny_lora_a", "tiny_lora_d:0.4"),), flags=("--opt-sdp-attention",)),
     group("channelslast", everything(*TINY), flags=("--opt-channelslast",)),
     group("medvram", everything(*TINY), flags=("--medvram",)),
+    group("upcast", features.upcast_rows(), flags=("--upcast-sampling",)),
     group("lowvram", at_speed(everything(*TINY), HOOKED), flags=("--lowvram",)),
     group(
         "inpaint",
@@ -100,10 +103,17 @@ GROUPS: tuple[Group, ...] = (
     group("xl", everything("tiny_xl_lora_a", controlled=False), checkpoint="tiny_xl", models=("xl",)),
     group(
         "xl-parts",
-        (row("status", BASE, StatusShape(SDXL)), *text.rows(text.XL), *vae.shape_rows()),
+        (
+            row("status", BASE, StatusShape(SDXL)),
+            *text.rows(text.XL),
+            *vae.shape_rows(),
+            vae.switch_row(),
+            *features.mode_rows("tiny_xl_lora_a", moves=""),  # ToMe leaves alone what is not at full size
+        ),
         checkpoint="tiny_xl",
-        models=("xl",),
+        models=("tiny", "xl"),  # the VAEs come with tiny
     ),
+    group("xl-controlnet", controls.xl_rows(), checkpoint="tiny_xl", models=("xl",)),
     group("reload", trouble.reload_rows(), ui=True),
     group(
         "full",

@@ -124,6 +124,9 @@ store['hook'] = unet.middle_block[0].in_layers[2].register_forward_hook(double)
 )
 HOOK_OUT = "store.pop('hook').remove()"
 
+# What the webui says of itself when it samples with a UNet in half precision and --upcast-sampling.
+UPCAST = "from modules import devices; devices.unet_needs_upcast = {}"
+
 VAE = """
 from modules import sd_models
 vae = sd_models.model_data.sd_model.first_stage_model

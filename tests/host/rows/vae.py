@@ -107,6 +107,19 @@ def _switch_rows() -> tuple[Row, ...]:
     )
 
 
+def switch_row() -> Row:
+    """Another VAE and back, for SDXL, where stock itself does not come back to all bits of its picture."""
+    return row(
+        "VAE of the settings",
+        BASE,
+        use(OTHER),
+        picture("other", moves="base", **DECODER),
+        picture("other, img2img", **IMAGE),
+        use("None"),
+        picture("back", moves="other", **DECODER),
+    )
+
+
 def _nan_rows() -> tuple[Row, ...]:
     back = (TO_FLOAT32, use("None"), AGAIN)  # in this order: weights that were in bfloat16 have lost bits
     return (
