@@ -238,6 +238,7 @@ def _on_ui_settings() -> None:
             setting.component,
             setting.component_args,
             section=("accel", "Accel"),
+            category_id="sd",  # among the pages that the webui has for Stable Diffusion
         )
         shared.opts.add_option(SETTING.format(setting.option), info.info(setting.help))
 

@@ -148,6 +148,7 @@ class Operations:
     def _measuring(self, wanted: Wanted) -> Callable[[Task], Outcome[Benchmark]]:
         def measure(task: Task) -> Outcome[Benchmark]:
             outcome = benchmark(self._painter, wanted, task)
+            self._engine.begin_generation()  # its pictures are nobody's latest one
             self._benchmark = outcome.value
             return outcome
 

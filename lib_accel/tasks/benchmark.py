@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lib_accel.bench.stats import interval, paired
@@ -55,9 +55,10 @@ def benchmark(
     """
     if wanted.steps < LEAST_STEPS:
         raise TaskError(f"steps: got {wanted.steps}, expected {LEAST_STEPS} or more")
-    run = _Run(painter, wanted, task, len(loras) * 2 * (pairs + 1))
+    run = _Run(painter, wanted, task, len(loras) * 2 * (pairs + 1) + 1)
     with painter.session(NAME, run.pictures), painter.random_loras(max(loras)) as tags:
         rows = [_row(run, count, " ".join(tags[:count]), pairs) for count in loras]
+        painter.draw(replace(wanted, steps=1))  # gives the weights back
     figures = Benchmark(wanted.width, wanted.height, wanted.steps, pairs, painter.device(), rows)
     return Outcome(figures, _in_words(rows))
 

@@ -72,6 +72,7 @@ class FakeOptionInfo:
         component_args: Any = None,
         *,
         section: Any,
+        category_id: str,
     ) -> None:
         self.default, self.label, self.component, self.section = default, label, component, section
         self.component_args = component_args
