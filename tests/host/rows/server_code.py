@@ -290,3 +290,10 @@ import gc
 gc.collect()
 print(all(part() is None for part in store['watch']))
 """
+
+# As after an update of the extension: the files are not those that this process was loaded from.
+OTHER_FILES = "from lib_accel import extension; extension._LOADED = 'of other files'"
+SAME_FILES = """
+from lib_accel import extension
+extension._LOADED, extension._host.hold_back = extension.digest_of_sources(), None
+"""

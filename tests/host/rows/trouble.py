@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..outcome import ANY, OFF, part
+from ..outcome import ANY, OFF, host, part
 from ..picture import AGAIN, BASE, Picture, loras, picture, unit
 from ..row import Row, row
 from ..steps import Code, Interrupt, Options, ReloadUi, Switch, Together, Watched
@@ -12,7 +12,9 @@ from .networks import bits, merged
 from .server_code import (
     FORGET_FAILURES,
     FORWARDS_OUT,
+    OTHER_FILES,
     OUR_FAILURE_CODE,
+    SAME_FILES,
     THEIR_FAILURE_CODE,
     THEIR_UNET_FAILURE_CODE,
 )
@@ -137,6 +139,15 @@ def reload_rows() -> tuple[Row, ...]:
             ReloadUi(),
             picture("off", speed=OFF),
             Switch(on=True),
+            AGAIN,
+        ),
+        row(
+            "Reload UI after an update",
+            BASE,
+            Code("other files", OTHER_FILES, only_ours=True),
+            ReloadUi(),
+            picture("updated", same="base", speed=host("restart the webui")),
+            Code("as before", SAME_FILES, only_ours=True),
             AGAIN,
         ),
     )
