@@ -2,7 +2,8 @@
 
 `demo`, `bench`, `test` and `check` make `.venv` beside this file, install there what they need, and keep it
 in step with the requirement files. `doctor` runs in any Python, and installs nothing unless told to.
-`host-test` and `bench-webui` use an installed webui and its own environment, and install nothing.
+`host-test` and `bench-webui` use an installed webui and its own environment, and install nothing there;
+`browser-test` also needs a browser, and has what drives it in `.venv`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class RequirementSet(NamedTuple):
 
 FOR_USE = RequirementSet("use", ("requirements.txt",))
 FOR_TESTS = RequirementSet("tests", ("requirements-dev.txt",), ("requirements-dev-nodeps.txt",), (FOR_USE,))
-SETS = (FOR_USE, FOR_TESTS)
+FOR_BROWSER = RequirementSet("browser", ("requirements-browser.txt",))
+SETS = (FOR_USE, FOR_TESTS, FOR_BROWSER)
 
 # What a folder must hold to be taken for a webui.
 WEBUI_FILES = ("launch.py", "modules/processing.py")
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         ("test", test, "[PYTEST ARGUMENT ...]"),
         ("check", check, ""),
         ("host-test", host_test, "[--webui DIR] [--venv DIR] [ARGUMENT ...]"),
+        ("browser-test", browser_test, "[--webui DIR] [--venv DIR] [ARGUMENT ...]"),
         ("bench-webui", bench_webui, "[--webui DIR] [--venv DIR] [ARGUMENT ...]"),
     ):
         text = inspect.cleandoc(command.__doc__ or "")
@@ -167,6 +170,18 @@ def host_test(arguments: argparse.Namespace, rest: list[str]) -> int:
     The webui's own Python runs `python -m tests.host`; other arguments go to it as they are.
     """
     return _run_in_webui("tests.host", arguments, rest)
+
+
+def browser_test(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Drives a real webui's page in headless Chromium.
+
+    Needs a webui that is already installed, and a browser: `--chromium PATH`, or
+    `.venv/bin/python -m playwright install chromium` once. Takes screenshots into `--shots DIR`.
+    `.venv` gets what drives the browser; other arguments go to `python -m tests.host.browser` as they are.
+    """
+    webui, venv, _ = find_webui(arguments.webui, arguments.venv)
+    python = _python_with(FOR_BROWSER)
+    return _run([python, "-m", "tests.host.browser", "--webui", webui, "--venv", venv, *rest])
 
 
 def bench_webui(arguments: argparse.Namespace, rest: list[str]) -> int:

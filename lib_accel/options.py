@@ -56,7 +56,7 @@ class Options:
     infotext: bool = _option(
         False,
         "Name the extension in the pictures' parameters",
-        "adds Accel, its version and code to the text below and inside each picture; pasting it changes nothing",
+        "adds Accel, its version and code to the text below and in each picture; pasting it changes nothing",
     )
 
     def __post_init__(self) -> None:

@@ -231,7 +231,7 @@ def test_environment_that_could_not_be_made_is_taken_away(project: Path) -> None
     assert not (project / ".venv").exists()
 
 
-@pytest.mark.parametrize("command", ["host-test", "bench-webui"])
+@pytest.mark.parametrize("command", ["host-test", "bench-webui", "browser-test"])
 def test_missing_webui_ends_with_2_and_says_what_to_pass(command: str) -> None:
     done = _run(command)
     assert done.returncode == 2
@@ -266,7 +266,7 @@ def test_webui_is_taken_from_the_environment(webui: Path, venv: Path) -> None:
     assert str(webui) in done.stdout
 
 
-@pytest.mark.parametrize("command", ["doctor", "test", "check", "host-test", "bench-webui"])
+@pytest.mark.parametrize("command", ["doctor", "test", "check", "host-test", "bench-webui", "browser-test"])
 def test_each_command_has_help(command: str) -> None:
     done = _run(command, "--help")
     assert done.returncode == 0
