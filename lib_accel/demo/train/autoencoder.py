@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib_accel.demo.train.drawing import STYLES, Picture, draw
+from lib_accel.demo.train.drawing import LINE, STYLES, Picture, draw
 from lib_accel.demo.train.loop import Lots, Plan, train
 from lib_accel.demo.train.models import SCALING, new_vae
 from lib_accel.demo.train.scene import SHAPES, SUBJECT, draw_lots
@@ -24,7 +24,13 @@ _KL_WEIGHT = 1e-4
 _FIRST_LOG_VARIANCE = -5.0  # of the posterior; at 0 its noise drowns what there is to learn
 _MEASURED = 1024  # pictures whose latents are brought to mean 0 and deviation 1
 
+_LINES = (2.5, 3.0)  # widths of outlines, pixels
+_NOISE = 0.1  # of latents for the decoder, in their deviations: the UNet's are not quite the encoder's
+_FULL_CONTRAST = 1.2  # of a thing against its ground, of a range of 2
+_MOST_WEIGHT = 6.0  # of a picture of little contrast
+
 PLAN = Plan("vae", steps=3500, rate=2e-3)
+DECODER_PLAN = Plan("decoder", steps=2500, rate=7e-4, average=0.99)
 
 
 def train_vae(work: Path, deadline: float, *, device: str = "cpu", plan: Plan = PLAN) -> Any:
@@ -39,15 +45,39 @@ def train_vae(work: Path, deadline: float, *, device: str = "cpu", plan: Plan = 
         posterior = vae.encode(pictures).latent_dist
         decoded = vae.decode(posterior.sample(lots.noise)).sample
         kl: Tensor = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        return _difference(decoded, pictures) + _KL_WEIGHT * kl
+        return _differences(decoded, pictures).mean() + _KL_WEIGHT * kl
 
     train(plan, {"vae": vae}, loss, work=work, deadline=deadline)
     _normalise(vae, random.Random(plan.seed))
     return vae.eval().requires_grad_(False)
 
 
-def _any_picture(lot: random.Random) -> Picture:
-    return draw(draw_lots(lot, (*SHAPES, SUBJECT)), lot.choice(list(STYLES)))
+def train_decoder(vae: Any, work: Path, deadline: float, *, plan: Plan = DECODER_PLAN) -> Any:
+    """The same AutoencoderKL with a decoder that also keeps lines of little contrast; latents stay."""
+    vae.requires_grad_(False)
+    decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
+
+    def loss(lots: Lots) -> Tensor:
+        pictures = as_input([_any_picture(lots.choice, _LINES) for _ in range(_BATCH)]).to(vae.device)
+        with torch.no_grad():
+            latents = vae.encode(pictures).latent_dist.mean
+        noise = torch.randn(latents.shape, generator=lots.noise).to(latents)
+        decoded = vae.decode(latents + _NOISE / SCALING * noise).sample
+        return (_weight(pictures) * _differences(decoded, pictures)).mean()
+
+    train(plan, {"decoder": decoder}, loss, work=work, deadline=deadline)
+    return vae.eval().requires_grad_(False)
+
+
+def _weight(pictures: Tensor) -> Tensor:
+    """More for a picture whose things are hardly seen: its errors are as small as they are."""
+    contrast = (pictures - pictures[:, :, :1, :1]).abs().amax((1, 2, 3))
+    return (_FULL_CONTRAST / contrast).square().clamp(1, _MOST_WEIGHT)
+
+
+def _any_picture(lot: random.Random, lines: Sequence[float] = (LINE,)) -> Picture:
+    scene, style = draw_lots(lot, (*SHAPES, SUBJECT)), lot.choice(list(STYLES))
+    return draw(scene, style, lines[0] if len(lines) == 1 else lot.choice(lines))
 
 
 def as_input(pictures: Sequence[Picture]) -> Tensor:
@@ -56,13 +86,13 @@ def as_input(pictures: Sequence[Picture]) -> Tensor:
     return stacked.float().div(127.5).sub(1)
 
 
-def _difference(decoded: Tensor, wanted: Tensor) -> Tensor:
-    """The square error, mostly of the things, and the absolute error of steps between neighbours."""
+def _differences(decoded: Tensor, wanted: Tensor) -> Tensor:
+    """For each picture the square error, mostly of things, and the absolute error of steps between pixels."""
     error = decoded - wanted
     ground = wanted[:, :, :1, :1]  # no thing reaches the corner
     is_thing = (wanted - ground).abs().amax(1, keepdim=True) > _CLEAR_OF_GROUND
-    edge = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    return (error.square() * (1 + _THING_WEIGHT * is_thing)).mean() + _EDGE_WEIGHT * edge
+    edge = error.diff(dim=2).abs().mean((1, 2, 3)) + error.diff(dim=3).abs().mean((1, 2, 3))
+    return (error.square() * (1 + _THING_WEIGHT * is_thing)).mean((1, 2, 3)) + _EDGE_WEIGHT * edge
 
 
 @torch.no_grad()

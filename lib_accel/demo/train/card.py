@@ -41,7 +41,7 @@ training; every attribute told; one picture each, its seed its own; DDIM, {STEPS
 differs from the frame is a thing; its colour is the nearest of the palette, its shape the template that its
 silhouette overlaps most, its style whether it encloses background. A picture is right only if all of its
 things are, from left to right, and their number. Edges are compared after widening by one pixel to each
-side. The prompts were used for nothing else.
+side. What was scored before, and led to a change, stands below.
 """
 
 _ROWS = {

@@ -20,7 +20,7 @@ from lib_accel.demo.train.scene import Scene
 _BATCH = 16
 _SHAPELESS_SHARE = 0.6  # of captions, so that the shape must come from the hint
 
-PLAN = Plan("controlnet", steps=1500, rate=1e-3, average=0.99)
+PLAN = Plan("controlnet", steps=3500, rate=1e-3, average=0.99)
 
 
 def train_controlnet(

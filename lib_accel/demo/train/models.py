@@ -49,6 +49,7 @@ TEXT = {
     "eos_token_id": 49407,
     "pad_token_id": 49407,
 }
+HINT = (16, 32, 64, 128)  # widths of the ControlNet's first layers; SD1's (16, 32, 96, 256) are too many here
 
 _TOKEN_DEVIATION, _POSITION_DEVIATION = 0.1, 0.05
 
@@ -80,7 +81,7 @@ def new_text_encoder(seed: int) -> Any:
 
 def new_controlnet(unet: Any) -> Any:
     """A ControlNetModel that begins as the UNet's encoder and adds nothing yet."""
-    return ControlNetModel.from_unet(unet)
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=HINT)
 
 
 def new_scheduler() -> Any:

@@ -49,6 +49,7 @@ def judge_and_write(data: Path, work: Path, device: str = "cpu", sheets: Path | 
 def _training(work: Path) -> str:
     plans = [
         autoencoder.PLAN,
+        autoencoder.DECODER_PLAN,
         denoiser.PLAN,
         *(recipe.plan for recipe in adapters.RECIPES.values()),
         control.PLAN,

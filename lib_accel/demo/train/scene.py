@@ -28,7 +28,7 @@ _PAIR_RADIUS = 12
 _PAIR_CENTRES = (17, 47)
 _MARGIN = 2  # pixels between a thing and the frame
 
-_PAIR_SHARE = 0.3
+PAIR_SHARE = 0.3
 _SIZE_WEIGHTS = (1, 2, 1)
 _PLACE_WEIGHTS = (4, 1, 1, 1, 1)
 _HELD_OUT_SINGLES = 150
@@ -100,7 +100,7 @@ class _NoLot(random.Random):
 
 
 def draw_lots(
-    lot: random.Random, shapes: tuple[str, ...] = SHAPES, *, pair_share: float = _PAIR_SHARE
+    lot: random.Random, shapes: tuple[str, ...] = SHAPES, *, pair_share: float = PAIR_SHARE
 ) -> Scene:
     """A scene for training: any but the held-out combinations."""
     while True:

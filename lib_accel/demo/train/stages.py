@@ -37,7 +37,16 @@ class Workshop:
     share: float = 1.0
 
     def vae(self) -> Any:
-        """The trained AutoencoderKL."""
+        """The trained AutoencoderKL, its decoder trained twice."""
+        state = self._kept(
+            "decoder",
+            lambda: autoencoder.train_decoder(
+                self._first_vae(), self.work, self.deadline, plan=self._plan(autoencoder.DECODER_PLAN)
+            ).state_dict(),
+        )
+        return _filled(new_vae(0), state, self.device)
+
+    def _first_vae(self) -> Any:
         state = self._kept(
             "vae",
             lambda: autoencoder.train_vae(
