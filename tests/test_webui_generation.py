@@ -96,6 +96,10 @@ def test_a_comparison_shows_both_and_the_difference(fakes: SimpleNamespace, exte
     assert "ms/step" in result.comments
 
 
+def test_equal_pictures_are_called_so(fakes: SimpleNamespace, extension: Any) -> None:
+    assert "the pictures are equal" in _compare(fakes, extension, FakeRequest()).comments
+
+
 def test_a_comparison_draws_without_us_first_and_saves_nothing(
     fakes: SimpleNamespace, extension: Any
 ) -> None:

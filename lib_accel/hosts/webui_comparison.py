@@ -81,7 +81,9 @@ def _in_words(
 ) -> Iterator[str]:
     if ratio is not None:
         yield f"Accel: {ours_ms:.1f} ms/step, without {stock_ms:.1f} ms/step: {ratio:.2f}x"
-    if largest is not None:
+    if largest == 0:
+        yield "Accel: the pictures are equal"
+    elif largest is not None:
         yield f"Accel: no pixel differs by more than {largest} of 255"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lib_accel.bench.stats import interval, paired
-from lib_accel.bench.timing import ACCELERATED, turns
+from lib_accel.bench.timing import ACCELERATED, STOCK, turns
 from lib_accel.errors import TaskError
 from lib_accel.painter import Painter, Wanted
 from lib_accel.tasks.task import Outcome, Task
@@ -51,14 +51,21 @@ def benchmark(
 ) -> Outcome[Benchmark]:
     """Draws pictures with and without us in turn (A B B A), after one of each to warm up.
 
+    All numbers of LoRAs take turns too, so that no row has the machine at a better time than the others.
     Raises TaskError if pictures have fewer than LEAST_STEPS steps, and TaskCancelled.
     """
     if wanted.steps < LEAST_STEPS:
         raise TaskError(f"steps: got {wanted.steps}, expected {LEAST_STEPS} or more")
-    run = _Run(painter, wanted, task, len(loras) * 2 * (pairs + 1) + 1)
+    order = turns(1 + pairs)  # the first pair is to warm up: it merges weights and fills caches
+    run = _Run(painter, wanted, task, len(loras) * len(order) + 1)
+    times: dict[tuple[int, str], list[float]] = {(count, side): [] for count in loras for side in order[:2]}
     with painter.session(NAME, run.pictures), painter.random_loras(max(loras)) as tags:
-        rows = [_row(run, count, " ".join(tags[:count]), pairs) for count in loras]
+        for first in range(0, len(order), 2):
+            for count in loras:
+                for side in order[first : first + 2]:
+                    times[count, side].append(run.step_ms(count, " ".join(tags[:count]), side))
         painter.draw(replace(wanted, steps=1))  # gives the weights back
+    rows = [_row(count, *(times[count, side][1:] for side in (STOCK, ACCELERATED))) for count in loras]
     figures = Benchmark(wanted.width, wanted.height, wanted.steps, pairs, painter.device(), rows)
     return Outcome(figures, _in_words(rows))
 
@@ -85,14 +92,7 @@ class _Run:
         return painted.step_ms
 
 
-def _row(run: _Run, loras: int, prompt: str, pairs: int) -> Row:
-    order = turns(pairs)
-    for side in order[:2]:  # to warm up: they merge weights and fill caches
-        run.step_ms(loras, prompt, side)
-    times: Mapping[str, list[float]] = {side: [] for side in order[:2]}
-    for side in order:
-        times[side].append(run.step_ms(loras, prompt, side))
-    stock, ours = (times[side] for side in order[:2])
+def _row(loras: int, stock: Sequence[float], ours: Sequence[float]) -> Row:
     figures = paired(stock, ours)
     low, high = interval([one / other for one, other in zip(stock, ours, strict=True)])
     return Row(loras, figures.stock_ms, figures.accelerated_ms, figures.ratio, low, high)

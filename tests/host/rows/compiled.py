@@ -6,6 +6,7 @@ from typing import Any
 
 from ..outcome import host
 from ..picture import BASE, Picture, loras, picture, unit
+from ..product_steps import Post
 from ..row import Row, row
 from ..steps import GraphsMade, OurOptions, RanCompiled, Step
 
@@ -42,6 +43,14 @@ def rows() -> tuple[Row, ...]:
             *thrice("other size", width=200, height=136),
             *thrice("batch 2", batch_size=2),
             picture("at last"),
+            RanCompiled(),
+        ),
+        row(
+            "warm-up",
+            BASE,
+            FORCED,
+            Post("warmup", {"width": 136, "height": 104}, keys=("pictures", "seconds")),
+            picture("warm", width=136, height=104),
             RanCompiled(),
         ),
         row(
