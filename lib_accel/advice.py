@@ -27,7 +27,7 @@ _ADVICE = tuple(
         (r"forward hook", "an extension watches this part; disable that extension to have it fast"),
         (
             r"forward had been replaced before us",
-            "disable the extension that is named, and restart the webui",
+            "disable extensions that patch models, one by one, and restart the webui",
         ),
         (r"the option code", "set Settings, Accel, Code of the blocks to auto"),
         (r"compiled by torch\.compile", "somebody else compiled this model already; nothing to do"),

@@ -47,6 +47,8 @@ _log = logging.getLogger(__name__)
 MEASURED = "measured"
 _COMPILES = (MEASURED, COMPILED)
 
+TO_BE_PROVED = "to be proved"  # the reason of a case whose graph is made
+
 _PROOF_SHARE = 0.1  # of a picture's time, which proofs may take
 _MOST_MISSES = 2  # of a case, until its graph is given up
 _MOST_TRIES = 3  # of what failed for lack of memory, say, and may do next time
@@ -405,7 +407,7 @@ class Choice:
 def _reported(case: _Case) -> CaseReport:
     verdict = case.verdict
     if verdict is None:
-        reason = "to be proved" if case.graph is not None else "to be compiled"
+        reason = TO_BE_PROVED if case.graph is not None else "to be compiled"
         verdict = Verdict(DIRECT, reason)
     difference = verdict.difference
     return CaseReport(

@@ -16,6 +16,11 @@ SUPPORTED_DEVICES = ("cpu", "cuda")
 OUT_OF_MEMORY = (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))
 
 
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or what torch calls the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that autocast would give convolutions on this device now, or None where autocast is off."""
     if _BY_DEVICE_TYPE:

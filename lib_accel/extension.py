@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import sys
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +17,14 @@ from modules.ui_components import InputAccordion
 from lib_accel import __version__
 from lib_accel.api.prompts import PromptWatch
 from lib_accel.api.routes import parse_credentials, router
+from lib_accel.device import device_name
 from lib_accel.engine import Engine
 from lib_accel.errors import TaskError
 from lib_accel.graphs.proof import HOST
 from lib_accel.handshake import digest_of_sources
 from lib_accel.hosts.webui import SETTING, WebuiHost, find_extensions, find_version
 from lib_accel.hosts.webui_axis import add_axis
-from lib_accel.hosts.webui_comparison import Stock, add_to, draw_stock
+from lib_accel.hosts.webui_comparison import Stock, add_to, draw_stock, was_cut_short, why_not
 from lib_accel.hosts.webui_journal import Journal, control_units, merged_networks
 from lib_accel.hosts.webui_lora import find_network
 from lib_accel.hosts.webui_lora_files import KeptNetworks, ReadAhead
@@ -76,13 +78,20 @@ def _surroundings() -> Mapping[str, str]:
         "Python": platform.python_version(),
         "system": platform.system(),
         "torch": torch.__version__,
-        "device": _painter.device(),
+        "device": device_name(_painter.device()),
         "extensions": ", ".join(find_extensions()),
     }
 
 
-_painter = WebuiPainter(_clock, _ENABLED)
-_operations = Operations(_engine, _host, _painter, _Networks(), _pictures, _surroundings)
+_painter = WebuiPainter(_clock, _host.stocks_turn)
+_operations = Operations(
+    _engine,
+    _host,
+    painter=_painter,
+    networks=_Networks(),
+    pictures=_pictures,
+    surroundings=_surroundings,
+)
 
 
 def register() -> None:
@@ -116,6 +125,7 @@ def _attach() -> None:
 
 
 def _detach() -> None:
+    _operations.cancel()
     if _loading is not None:
         _loading.undo()
     _kept.clear()
@@ -135,8 +145,8 @@ def _show_on_console() -> None:
 class AccelScript(scripts.Script):  # type: ignore[misc]
     """The part of the extension that takes part in each generation."""
 
-    _outermost: Any = None  # the request that is written down
-    _stock: Stock | None = None  # what it is compared with
+    # The request that is written down. Weak: after an error nobody says that it has ended.
+    _outermost: weakref.ref[Any] | None = None
 
     def title(self) -> str:
         """Name of the script, also in the API's `alwayson_scripts`."""
@@ -155,9 +165,9 @@ class AccelScript(scripts.Script):  # type: ignore[misc]
         """Starts the counters, unless this generation runs inside another one."""
         if not _host.begin_generation(p):
             return
-        self._outermost, self._stock = p, None
+        self._outermost = weakref.ref(p)
         if compare and enabled:
-            self._stock = draw_stock(p, _clock, _ENABLED)
+            _draw_stock(p)
         _engine.begin_generation()
         _journal.begin()
 
@@ -165,33 +175,53 @@ class AccelScript(scripts.Script):  # type: ignore[misc]
         """Takes what this generation asks for, now that the host has applied its override_settings."""
         _host.want(p, bool(enabled))
         options = _host.options()
-        if not options.enabled or options.code == HOST:
+        if not options.enabled or options.code == HOST or _host.hold_back is not None:
             _host.give_networks_back()
         elif options.infotext:
             p.extra_generation_params[_INFOTEXT] = f"{__version__} {options.code}"
 
     def post_sample(self, p: Any, *args: Any) -> None:
         """Counts ControlNet units, which are forgotten before `postprocess`."""
-        if p is self._outermost:
+        if self._is_outermost(p):
             _engine.generation.control_models = control_units(p)
 
     def postprocess(self, p: Any, processed: Any = None, *args: Any) -> None:
         """Writes the generation down, and goes back to the settings or to the generation around this one."""
-        outermost, stock = self._outermost, self._stock
         try:
-            if p is outermost:
-                self._outermost = self._stock = None
-                self._write_down(p, processed, stock)
+            if self._is_outermost(p):
+                self._outermost = None
+                _write_down(p, processed)
         finally:
             _host.end_generation(p)
 
-    def _write_down(self, p: Any, processed: Any, stock: Stock | None) -> None:
-        is_accelerated = _host.options().enabled
-        picture = _journal.end(p, _engine.generation.copy(), is_accelerated=is_accelerated)
-        if stock is not None and is_accelerated:
-            picture = compared(picture, *add_to(processed, stock, picture.step_ms))
-        _pictures.add(picture)
-        _console.info("Accel: %s", _line(picture))
+    def _is_outermost(self, p: Any) -> bool:
+        return self._outermost is not None and self._outermost() is p
+
+
+def _draw_stock(p: Any) -> None:
+    """Keeps what stock makes of a request with the request, or says in its comments why there is nothing."""
+    reasons = _host.stand_aside_reasons()
+    reason = why_not(p) or (reasons[0] if reasons else None)
+    if not (_host.options().enabled and p.override_settings.get(_ENABLED, True)):
+        reason = "acceleration is off"
+    if reason is None:
+        try:
+            p.accel_stock = draw_stock(p, _clock, _host.stocks_turn)
+        except Exception as error:  # of stock, which may need more memory: ours must come out
+            _log.exception("no comparison")
+            reason = f"stock failed: {type(error).__name__}: {error}"
+    if reason is not None:
+        p.comment(f"Accel: not compared, {reason}")
+
+
+def _write_down(p: Any, processed: Any) -> None:
+    is_accelerated = _host.options().enabled
+    picture = _journal.end(p, _engine.generation.copy(), is_accelerated=is_accelerated)
+    stock: Stock | None = getattr(p, "accel_stock", None)
+    if stock is not None and is_accelerated and not was_cut_short():
+        picture = compared(picture, *add_to(processed, p, stock, picture.step_ms))
+    _pictures.add(picture)
+    _console.info("Accel: %s", _line(picture))
 
 
 def _line(picture: Picture) -> str:
@@ -213,6 +243,14 @@ def _status() -> Mapping[str, Any]:
     except Exception:  # as above: the page says that there is none, and asks again
         _log.exception("no status")
         return {}
+
+
+def _report() -> str:
+    try:
+        return _operations.report()
+    except Exception:  # as above
+        _log.exception("no report")
+        return "no report: see the log"
 
 
 def _on_cfg_denoiser(params: Any) -> None:
@@ -246,14 +284,14 @@ def _on_ui_settings() -> None:
 def _on_ui_tabs() -> list[tuple[Any, str, str]]:
     actions = Actions(
         status=_status,
-        report=_operations.report,
+        report=_report,
         warm_up=lambda width, height, batch_size: _started(
             lambda: _operations.start_warm_up(Wanted(width=width, height=height, batch_size=batch_size))
         ),
         benchmark=lambda width, height, steps: _started(
             lambda: _operations.start_benchmark(Wanted(width=width, height=height, steps=steps))
         ),
-        cancel=lambda: "it ends after this step" if _operations.cancel() else "nothing is running",
+        cancel=lambda: "it ends soon" if _operations.cancel() else "nothing is running",
         clear_cache=lambda: f"{_operations.forget()} choices forgotten",
         turn_off_until_restart=_turn_off_until_restart,
     )
@@ -269,6 +307,8 @@ def _started(start: Any) -> str:
 
 
 def _turn_off_until_restart() -> str:
+    if shared.cmd_opts.freeze_settings:
+        return "the webui was started with --freeze-settings"
     _host.is_off = True
     return "off until the webui is restarted"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +42,7 @@ class Operations:
         self,
         engine: Engine,
         host: Host,
+        *,
         painter: Painter,
         networks: Networks,
         pictures: Pictures,
@@ -50,6 +53,7 @@ class Operations:
         self._networks, self._pictures, self._surroundings = networks, pictures, surroundings
         self._tasks = Tasks()
         self._benchmark: Benchmark | None = None
+        self._latest: Report | None = None
 
     # Telling
 
@@ -95,7 +99,12 @@ class Operations:
         return "\n".join(lines)
 
     def _report(self) -> Report:
-        report = self._engine.report()
+        """The engine's; of before, while a benchmark runs, whose times walking the models would disturb."""
+        task = self._tasks.report()
+        is_measuring = task is not None and task.is_running and task.name == BENCHMARK
+        if is_measuring and self._latest is not None:
+            return self._latest
+        report = self._latest = self._engine.report()
         report.ratio = self._pictures.ratio()
         report.was_off = any(not picture.is_accelerated for picture in self._pictures.latest()[:1])
         return report
@@ -103,15 +112,19 @@ class Operations:
     def _memory(self) -> Iterable[dict[str, Any]]:
         limit_mib = float(self._host.options().lora_cache_mib)
         yield _amount("LoRA files kept", self._networks.kept_bytes(), limit_mib)
-        if torch.cuda.is_available():
-            free, total = torch.cuda.mem_get_info()
+        device = self._painter.device()
+        if device.type == "cuda" and torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info(device)
             yield _amount("GPU memory, all programs", total - free, total / _MIB)
-            yield _amount("GPU memory of this process", torch.cuda.memory_reserved(), total / _MIB)
+            yield _amount("GPU memory of this process", torch.cuda.memory_reserved(device), total / _MIB)
 
     def _cache(self) -> dict[str, Any]:
-        folder = self._host.cache_folder()
-        size = sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
-        return {"folder": str(folder), "choices": self._engine.kept_choices(), "mib": size / _MIB}
+        folder, size = self._host.cache_folder(), 0
+        with contextlib.suppress(OSError):  # another program may be writing there
+            size = sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
+        home, told = str(Path.home()), str(folder)
+        told = f"~{told.removeprefix(home)}" if told.startswith(home) else told  # it may name the user
+        return {"folder": told, "choices": self._engine.kept_choices(), "mib": size / _MIB}
 
     # Tasks
 
@@ -132,8 +145,11 @@ class Operations:
         self._tasks.start(self._task(BENCHMARK), self._measuring(wanted))
 
     def cancel(self) -> bool:
-        """Has the running task end soon; whether there is one."""
-        return self._tasks.cancel()
+        """Has the running task end in its next step, or when its turn comes; whether there is one."""
+        is_running = self._tasks.cancel()
+        if is_running:
+            self._painter.interrupt()
+        return is_running
 
     def forget(self) -> int:
         """Forgets which code was chosen for which block; returns how many choices that were."""
@@ -147,8 +163,7 @@ class Operations:
 
     def _measuring(self, wanted: Wanted) -> Callable[[Task], Outcome[Benchmark]]:
         def measure(task: Task) -> Outcome[Benchmark]:
-            outcome = benchmark(self._painter, wanted, task)
-            self._engine.begin_generation()  # its pictures are nobody's latest one
+            outcome = benchmark(self._engine, self._painter, wanted, task)
             self._benchmark = outcome.value
             return outcome
 

@@ -7,11 +7,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from lib_accel.errors import TaskError
 
-_LEAST_SIDE, _MOST_SIDE = 64, 2048
-_SIDE_STEP = 8
-_MOST_BATCH, _MOST_STEPS = 16, 150
+# From and to; the page and the API ask for nothing else.
+SIDES, SIDE_STEP = (64, 2048), 8
+BATCHES = (1, 16)
+STEPS = (1, 150)
+TIMED_STEPS = (6, 150)  # fewer have no steps after the first ones to take the median of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +31,16 @@ class Wanted:
     steps: int = 8
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("width", _LEAST_SIDE, _MOST_SIDE),
-            ("height", _LEAST_SIDE, _MOST_SIDE),
-            ("batch_size", 1, _MOST_BATCH),
-            ("steps", 1, _MOST_STEPS),
-        ):
+        for name, (least, most) in _LIMITS.items():
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise TaskError(f"{name}: got {value!r}, expected a whole number from {least} to {most}")
         for name in ("width", "height"):
-            if (value := getattr(self, name)) % _SIDE_STEP:
-                raise TaskError(f"{name}: got {value}, expected a multiple of {_SIDE_STEP}")
+            if (value := getattr(self, name)) % SIDE_STEP:
+                raise TaskError(f"{name}: got {value}, expected a multiple of {SIDE_STEP}")
+
+
+_LIMITS = {"width": SIDES, "height": SIDES, "batch_size": BATCHES, "steps": STEPS}
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,18 @@ class Painter(Protocol):
     def tell(self, stage: str) -> None:
         """Shows what is being done."""
 
+    def interrupt(self) -> None:
+        """Ends the picture that is being drawn for a task; nobody else's."""
+
     def draw(self, wanted: Wanted, prompt: str = "", *, is_accelerated: bool = True) -> Painted:
-        """Draws a picture. Raises TaskCancelled if the program's user interrupted it."""
+        """Draws a picture, with acceleration as the user has set it, or without.
+
+        Raises TaskCancelled if the program's user interrupted it, and TaskError if something was changed
+        meanwhile, so that it is not of the same kind as the picture before.
+        """
 
     def random_loras(self, count: int) -> AbstractContextManager[Sequence[str]]:
         """What to write into a prompt for each of `count` LoRAs by lot, which fit the loaded checkpoint."""
 
-    def device(self) -> str:
-        """What it draws on, in words."""
+    def device(self) -> torch.device:
+        """What it draws on."""

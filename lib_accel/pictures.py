@@ -13,6 +13,7 @@ from typing import Any
 
 _KEPT = 20
 _LEAST = 3  # intervals between steps of which the first may be left out
+_MOST_PASSES = 16  # where nobody resets the clock
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Picture:
     step_ms: float | None  # median of a sampling step; None where too few were seen
     is_accelerated: bool
     ended: str  # clock time, HH:MM:SS
+    model: str = ""  # the checkpoint's name
+    how: str = ""  # sampler, and whether there was a second pass
     ratio: float | None = None  # stock's step divided by ours, if this one was compared
     largest_difference: int | None = None  # from stock's picture, of 255
 
@@ -41,9 +44,10 @@ class Picture:
         return None if not self.step_ms else 1000 / self.step_ms
 
     @property
-    def workload(self) -> tuple[int, ...]:
+    def workload(self) -> tuple[int | str, ...]:
         """What a step's time depends on."""
-        return self.width, self.height, self.batch_size, self.networks, self.control_models
+        sizes = self.width, self.height, self.batch_size, self.networks, self.control_models
+        return *sizes, self.model, self.how
 
     def as_dict(self) -> dict[str, Any]:
         """The picture as plain values, as the API sends it."""
@@ -80,27 +84,34 @@ class StepClock:
     """Notes when sampling steps begin; a pass that begins anew, as of hires fix, counts by itself."""
 
     def __init__(self) -> None:
-        self._noted: list[tuple[float, int]] = []
+        self._passes: deque[list[tuple[float, int]]] = deque(maxlen=_MOST_PASSES)
 
     def reset(self) -> None:
         """Forgets what was noted."""
-        self._noted = []
+        self._passes.clear()
 
     def note(self, step: int) -> None:
         """Notes that the model is asked when so many steps have ended, as the host counts them.
 
-        Several calls may have the same number: some samplers ask twice for a step, and some hosts count late.
+        Several calls may have the same number, of which the first counts: some samplers ask twice for a step,
+        and the webui counts the first one late.
         """
-        self._noted.append((time.perf_counter(), step))
+        if not self._passes or step < self._passes[-1][-1][1]:
+            self._passes.append([(time.perf_counter(), step)])
+        elif step > self._passes[-1][-1][1]:
+            self._passes[-1].append((time.perf_counter(), step))
 
     def step_ms(self) -> float | None:
-        """The median of a step; the first, which may carry a change of weights, is left out."""
-        intervals = [
-            1000 * (end - begin) / (next_step - step)
-            for (begin, step), (end, next_step) in pairwise(self._noted)
-            if next_step > step
-        ]
-        return median(intervals[1:]) if len(intervals) >= _LEAST else None
+        """The median of a step of the first pass that has some; the first step, which may carry a change of
+        weights, is left out."""
+        for noted in list(self._passes):
+            intervals = [
+                1000 * (end - begin) / (next_step - step)
+                for (begin, step), (end, next_step) in pairwise(noted)
+            ]
+            if len(intervals) >= _LEAST:
+                return median(intervals[1:])
+        return None
 
 
 def compared(picture: Picture, ratio: float | None, largest_difference: int | None) -> Picture:

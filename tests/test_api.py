@@ -238,13 +238,17 @@ def test_status_has_every_value_of_the_report(operations: FakeOperations) -> Non
     operations.host.live = [("UNet", tiny_unet())]
     operations.networks.loaded = [("style", 0.8, 1.0)]
     operations.pictures.add(PICTURE)
-    operations.benchmark(Wanted(width=64, height=64))
+    operations.painter.on_draw = lambda: run(operations.host.live[0][1], inputs())
+    with attached(operations.host) as engine:
+        operations._engine = engine
+        operations.benchmark(Wanted(width=64, height=64))
     told, sent = operations.status(), client().get("/accel/v1/status").json()
     assert sent == {**told, "models": told["models"], "benchmark": {**told["benchmark"]}}
 
 
-def test_the_report_is_text() -> None:
-    assert "program: a fake" in client().get("/accel/v1/report").json()["text"]
+def test_the_report_is_text_for_those_who_may_change_something() -> None:
+    assert "program: a fake" in client(Switch()).get("/accel/v1/report").json()["text"]
+    assert client().get("/accel/v1/report").status_code == 404
 
 
 def test_a_warm_up_answers_when_it_is_done(operations: FakeOperations) -> None:
@@ -256,7 +260,11 @@ def test_a_warm_up_answers_when_it_is_done(operations: FakeOperations) -> None:
 
 
 def test_a_benchmark_answers_with_its_figures(operations: FakeOperations) -> None:
-    answer = client(Switch()).post("/accel/v1/benchmark", json={"width": 64, "height": 64, "steps": 6})
+    unet = tiny_unet()
+    operations.painter.on_draw = lambda: run(unet, inputs())
+    with attached(operations.host) as engine:
+        operations._engine = engine
+        answer = client(Switch()).post("/accel/v1/benchmark", json={"width": 64, "height": 64, "steps": 6})
     assert (answer.status_code, [row["loras"] for row in answer.json()["rows"]]) == (200, [0, 1, 4])
     assert operations.painter.wanted[0] == Wanted(width=64, height=64, steps=6)
 
@@ -265,13 +273,15 @@ def test_what_cannot_be_done_now_is_told() -> None:
     answer = client(Switch()).post("/accel/v1/warmup", json={})
     assert (answer.status_code, answer.json()["detail"]) == (
         409,
-        "acceleration is off: turn it on in Settings, Accel",
+        "acceleration is off: turn it on in Settings, Accel; or it is off until the restart",
     )
 
 
 def test_an_interrupted_task_is_told(operations: FakeOperations) -> None:
     operations.painter.interrupt_at = 0
-    answer = client(Switch()).post("/accel/v1/benchmark", json={})
+    with attached(operations.host) as engine:
+        operations._engine = engine
+        answer = client(Switch()).post("/accel/v1/benchmark", json={})
     assert (answer.status_code, answer.json()["detail"]) == (409, "interrupted by a test")
 
 

@@ -25,7 +25,9 @@ def operations(tmp_path: Path) -> Iterator[FakeOperations]:
     host = FakeHost()
     host.live = [("UNet", tiny_unet())]
     with attached(host) as engine:
-        yield FakeOperations(tmp_path, host, engine)
+        operations = FakeOperations(tmp_path, host, engine)
+        operations.painter.on_draw = lambda: _draw(operations)
+        yield operations
 
 
 def _draw(operations: FakeOperations) -> None:
@@ -68,6 +70,13 @@ def test_the_summary_counts_control_models(operations: FakeOperations) -> None:
     assert operations.summary().endswith("2 ControlNets")
 
 
+def test_the_cache_does_not_tell_whose_folder_it_is(
+    operations: FakeOperations, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path.parent)
+    assert operations.status()["cache"]["folder"] == f"~/{tmp_path.name}"
+
+
 def test_each_reason_has_its_advice(operations: FakeOperations) -> None:
     operations.host.attention = ["HyperTile is on"]
     operations.host.stand_aside = ["weights are stored in fp8"]
@@ -108,13 +117,14 @@ def test_a_benchmark_stays_until_the_next_one(operations: FakeOperations) -> Non
 
 def test_a_task_in_the_background_can_be_cancelled(operations: FakeOperations) -> None:
     began, may_go_on = threading.Event(), threading.Event()
-    operations.painter.on_draw = lambda: (began.set(), may_go_on.wait(10))[0]
+    operations.painter.on_draw = lambda: (_draw(operations), began.set(), may_go_on.wait(10))[0]
     operations.start_benchmark(WANTED)
     assert began.wait(10)
     assert operations.cancel()
     may_go_on.set()
     _wait()
     assert operations.status()["task"]["error"] == "the benchmark was cancelled"
+    assert operations.painter.interruptions == 1
     assert operations.status()["benchmark"] is None
 
 

@@ -27,9 +27,9 @@ PICTURE = Picture(
 
 
 def _clock(monkeypatch: pytest.MonkeyPatch, noted: Sequence[tuple[float, int]]) -> StepClock:
-    clock, times = StepClock(), iter([time for time, _ in noted])
-    monkeypatch.setattr("lib_accel.pictures.time.perf_counter", lambda: next(times))
-    for _, step in noted:
+    clock = StepClock()
+    for now, step in noted:
+        monkeypatch.setattr("lib_accel.pictures.time.perf_counter", lambda now=now: now)
         clock.note(step)
     return clock
 
@@ -78,13 +78,24 @@ def test_too_few_steps_have_no_median(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_lies_between_two_passes_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = _clock(monkeypatch, [(0.0, 0), (0.1, 1), (0.2, 2), (9.0, 0), (9.1, 1), (9.2, 2)])
+    clock = _clock(monkeypatch, [(0.0, 0), (0.1, 1), (0.2, 2), (9.0, 0), (9.1, 1), (9.2, 2), (9.3, 3)])
     assert clock.step_ms() == pytest.approx(100.0)
 
 
-def test_several_calls_of_one_step_are_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_the_host_counts_by_twos_are_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _clock(monkeypatch, [(0.0, 0), (0.1, 2), (0.2, 4), (0.3, 6)])
     assert clock.step_ms() == pytest.approx(50.0)
+
+
+def test_a_sampler_that_asks_twice_for_a_step_takes_both_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [(0.1 * number, step) for number, step in enumerate((0, 0, 0, 1, 1, 2, 2, 3, 3))]
+    assert _clock(monkeypatch, calls).step_ms() == pytest.approx(200.0)
+
+
+def test_the_first_pass_counts_where_there_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [(0.1 * step, step) for step in range(5)]
+    second = [(9 + 0.4 * step, step) for step in range(5)]
+    assert _clock(monkeypatch, [*first, *second]).step_ms() == pytest.approx(100.0)
 
 
 def test_a_reset_clock_knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,9 +55,11 @@ def test_a_value_counts_for_its_picture_only(
     plot: SimpleNamespace, value: str, settings: dict[str, Any]
 ) -> None:
     add_axis(_scripts(plot), CODES, SETTING)
-    request = FakeRequest()
-    plot.axis_options[0].apply(request, value, [])
-    assert request.override_settings == settings
+    request = FakeRequest(override_settings={"CLIP_stop_at_last_layers": 2})
+    cell = copy.copy(request)  # as the plot makes one for each cell
+    plot.axis_options[0].apply(cell, value, [])
+    assert cell.override_settings == {"CLIP_stop_at_last_layers": 2, **settings}
+    assert request.override_settings == {"CLIP_stop_at_last_layers": 2}
 
 
 def test_an_unknown_value_is_refused_before_anything_is_drawn(plot: SimpleNamespace) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import sys
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +16,31 @@ from PIL import Image
 from tests.fakes.webui_processing import FakeRequest, FakeResult
 
 
+class Runner:
+    """modules.scripts.ScriptRunner with our script, which swallows what a script raises."""
+
+    def __init__(self, extension: Any, *args: bool) -> None:
+        self._script, self._args = extension.AccelScript(), args
+        self.alwayson_scripts: list[Any] = [self._script]
+        self.errors: list[Exception] = []
+
+    def __getattr__(self, hook: str) -> Any:
+        def call(request: FakeRequest, *more: Any) -> None:
+            try:
+                getattr(self._script, hook)(request, *more, *self._args)
+            except Exception as error:
+                self.errors.append(error)
+
+        return call
+
+
 def _generate(fakes: SimpleNamespace, extension: Any, request: FakeRequest, *args: bool) -> FakeResult:
-    """As process_images calls scripts."""
-    script = extension.AccelScript()
-    script.before_process(request, *args)
-    script.process(request, *args)
+    """As a click on Generate does; `args` are those of the accordion."""
+    others = getattr(request.scripts, "alwayson_scripts", [])
+    request.scripts = runner = Runner(extension, *args)
+    runner.alwayson_scripts += others
     result: FakeResult = fakes.processing.process_images(request)
-    script.post_sample(request, None)
-    script.postprocess(request, result, *args)
+    assert runner.errors == []
     return result
 
 
@@ -83,7 +103,7 @@ def _compare(fakes: SimpleNamespace, extension: Any, request: FakeRequest) -> Fa
 
 def _shade(request: FakeRequest) -> list[Image.Image]:
     """One level brighter where we are off, and random as the state that the request finds."""
-    level = 100 + int(request.override_settings.get("accel_enabled") is False)
+    level = 100 + int(not sys.modules["lib_accel.extension"]._host.options().enabled)
     torch.rand(3)
     return [Image.new("RGB", (8, 8), (level,) * 3)] * request.batch_size
 
@@ -91,7 +111,8 @@ def _shade(request: FakeRequest) -> list[Image.Image]:
 def test_a_comparison_shows_both_and_the_difference(fakes: SimpleNamespace, extension: Any) -> None:
     result = _compare(fakes, extension, FakeRequest(paint=_shade))
     assert [image.getpixel((0, 0))[0] for image in result.images] == [100, 101, 20]
-    assert [text.split(".")[0] for text in result.infotexts[1:]] == ["Without acceleration", "Difference x20"]
+    ends = [text.rpartition(": ")[2] for text in result.infotexts[1:]]
+    assert ends == ["without acceleration", "difference x20"]
     assert "no pixel differs by more than 1 of 255" in result.comments
     assert "ms/step" in result.comments
 
@@ -105,11 +126,11 @@ def test_a_comparison_draws_without_us_first_and_saves_nothing(
 ) -> None:
     request = FakeRequest(paint=_shade)
     _compare(fakes, extension, request)
-    (twin, its_options), (own, own_options) = fakes.processing.drawn
-    assert (its_options["accel_enabled"], own_options.get("accel_enabled")) == (False, None)
+    (twin, was_on_before), (own, was_on) = fakes.processing.drawn
+    assert (was_on_before, was_on) == (False, True)
     assert (twin.do_not_save_samples, twin.do_not_save_grid, twin.is_closed) == (True, True, True)
     assert own is request
-    assert request.override_settings == {}
+    assert (request.override_settings, fakes.shared.opts.data) == ({}, {})
 
 
 def test_a_comparison_draws_the_same_seed(fakes: SimpleNamespace, extension: Any) -> None:
@@ -146,17 +167,78 @@ def test_a_batch_is_compared_picture_by_picture(fakes: SimpleNamespace, extensio
     assert len(result.images) == len(result.infotexts) == 6
 
 
-def test_an_interrupted_comparison_shows_nothing(fakes: SimpleNamespace, extension: Any) -> None:
-    def interrupted(request: FakeRequest) -> list[Image.Image]:
-        fakes.shared.state.interrupted = True
+@pytest.mark.parametrize("button", ["interrupted", "skipped", "stopping_generation"])
+@pytest.mark.parametrize("turn", [1, 2])
+def test_a_picture_that_was_cut_short_is_not_compared(
+    fakes: SimpleNamespace, extension: Any, button: str, turn: int
+) -> None:
+    def cut_short(request: FakeRequest) -> list[Image.Image]:
+        if len(fakes.processing.drawn) == turn:
+            setattr(fakes.shared.state, button, True)
         return _shade(request)
 
-    assert len(_compare(fakes, extension, FakeRequest(paint=interrupted)).images) == 1
+    result = _compare(fakes, extension, FakeRequest(paint=cut_short))
+    assert len(result.images) <= 1
+    assert _pictures(extension)[0]["largest_difference"] is None
+
+
+@pytest.mark.parametrize("seen", ["setting", "override", "fp8", "script"])
+def test_what_cannot_be_compared_is_drawn_once_and_says_why(
+    fakes: SimpleNamespace, extension: Any, seen: str
+) -> None:
+    request = FakeRequest(paint=_shade)
+    if seen == "setting":
+        fakes.shared.opts.data["accel_enabled"] = False
+    elif seen == "override":
+        request.override_settings["accel_enabled"] = False
+    elif seen == "fp8":
+        fakes.devices.fp8 = True
+    else:
+        request.script_args = (3, True, True)
+    _compare(fakes, extension, request)
+    assert len(fakes.processing.drawn) == 1
+    assert [text.startswith("Accel: not compared, ") for text in request.comments] == [True]
 
 
 def test_there_is_nothing_to_compare_where_we_are_off(fakes: SimpleNamespace, extension: Any) -> None:
     _generate(fakes, extension, FakeRequest(paint=_shade), False, True)
     assert len(fakes.processing.drawn) == 1
+
+
+def test_a_picture_comes_out_where_stock_fails(fakes: SimpleNamespace, extension: Any) -> None:
+    def failing(request: FakeRequest) -> list[Image.Image]:
+        if len(fakes.processing.drawn) == 1:
+            raise torch.cuda.OutOfMemoryError("by a test")
+        return _shade(request)
+
+    request = FakeRequest(paint=failing)
+    assert len(_compare(fakes, extension, request).images) == 1
+    assert list(request.comments) == ["Accel: not compared, stock failed: OutOfMemoryError: by a test"]
+    assert _pictures(extension)[0]["seconds"] < 100
+    assert fakes.shared.state.textinfo is None
+
+
+def test_a_comparison_leaves_the_progress_as_it_was(fakes: SimpleNamespace, extension: Any) -> None:
+    fakes.shared.state.job_count, fakes.shared.state.job_no = 9, 4  # as in a plot of nine cells
+    _compare(fakes, extension, FakeRequest(paint=_shade))
+    assert (fakes.shared.state.job_count, fakes.shared.state.job_no) == (9, 5)
+
+
+def test_a_comparison_never_keeps_us_off(fakes: SimpleNamespace, extension: Any) -> None:
+    request = FakeRequest(paint=_shade, override_settings_restore_afterwards=False)
+    _compare(fakes, extension, request)
+    assert extension._host.options().enabled is True
+
+
+def test_masks_among_the_pictures_are_not_compared(fakes: SimpleNamespace, extension: Any) -> None:
+    def masked(request: FakeRequest) -> list[Image.Image]:
+        return [each for picture in _shade(request) for each in (picture, Image.new("RGB", (8, 8)))]
+
+    fakes.shared.opts.data["return_mask"] = True
+    request = FakeRequest(paint=masked, batch_size=2, mask_for_overlay=Image.new("L", (8, 8)))
+    result = _compare(fakes, extension, request)
+    assert [image.getpixel((0, 0))[0] for image in result.images[4:]] == [101, 20, 101, 20]
+    assert len(result.infotexts) == len(result.images)
 
 
 def test_a_failed_comparison_ends_the_generation_all_the_same(fakes: SimpleNamespace, extension: Any) -> None:
@@ -165,6 +247,17 @@ def test_a_failed_comparison_ends_the_generation_all_the_same(fakes: SimpleNames
     with pytest.raises(AttributeError):
         script.postprocess(request, None, True, True)
     assert extension._host.begin_generation(FakeRequest())
+
+
+def test_a_generation_that_raised_is_not_held(fakes: SimpleNamespace, extension: Any) -> None:
+    script, request = extension.AccelScript(), FakeRequest(paint=_shade)
+    script.before_process(request, False, False)
+    script.process(request, False, False)
+    seen = weakref.ref(request)
+    del request
+    gc.collect()
+    assert seen() is None
+    assert extension._host.options().enabled is True
 
 
 # What is written into pictures
@@ -206,6 +299,12 @@ def test_an_update_without_a_restart_stands_aside(
 def test_the_tab_is_there(fakes: SimpleNamespace, extension: Any) -> None:
     ((_, title, name),) = fakes.script_callbacks.registered["on_ui_tabs"]()
     assert (title, name) == ("Accel", "accel")
+
+
+def test_frozen_settings_keep_it_on(fakes: SimpleNamespace, extension: Any) -> None:
+    fakes.shared.cmd_opts.freeze_settings = True
+    assert "--freeze-settings" in extension._turn_off_until_restart()
+    assert extension._host.options().enabled is True
 
 
 def test_off_until_restart_stays_off(fakes: SimpleNamespace, extension: Any) -> None:

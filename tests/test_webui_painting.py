@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,7 +25,18 @@ WANTED = Wanted(width=128, height=64, batch_size=2, steps=6)
 def painter(fakes: SimpleNamespace) -> Any:
     clock = StepClock()
     fakes.script_callbacks.on_cfg_denoiser(lambda params: clock.note(params.sampling_step))
-    return importlib.import_module("lib_accel.hosts.webui_painting").WebuiPainter(clock, "accel_enabled")
+    return importlib.import_module("lib_accel.hosts.webui_painting").WebuiPainter(clock, _turns)
+
+
+@contextlib.contextmanager
+def _turns() -> Iterator[None]:
+    """Stock's turn, noted."""
+    _stocks.append(True)
+    yield
+    _stocks.append(False)
+
+
+_stocks: list[bool] = []
 
 
 @pytest.fixture
@@ -66,11 +79,14 @@ def test_a_session_ends_after_an_error(fakes: SimpleNamespace, painter: Any) -> 
 def test_a_picture_is_drawn_as_wanted_and_not_saved(
     fakes: SimpleNamespace, painter: Any, is_accelerated: bool
 ) -> None:
-    painted = painter.draw(WANTED, "a prompt", is_accelerated=is_accelerated)
-    ((request, options),) = fakes.processing.drawn
+    _stocks.clear()
+    with painter.session("a test", 1):
+        painted = painter.draw(WANTED, "a prompt", is_accelerated=is_accelerated)
+    ((request, _),) = fakes.processing.drawn
     assert (request.width, request.height, request.batch_size, request.steps) == (128, 64, 2, 6)
     assert (request.do_not_save_samples, request.do_not_save_grid, request.is_closed) == (True, True, True)
-    assert (request.prompt, options["accel_enabled"]) == ("a prompt", is_accelerated)
+    assert (request.prompt, request.override_settings) == ("a prompt", {})
+    assert _stocks == ([] if is_accelerated else [True, False])
     assert painted.step_ms > 0
 
 
@@ -100,6 +116,7 @@ def test_random_loras_leave_nothing_behind(painter: Any, networks: Any) -> None:
     with painter.random_loras(1):
         entry = networks.available_networks["accel-benchmark-0"]
         networks.loaded_networks.append(SimpleNamespace(name="accel-benchmark-0"))
+        assert entry.accel_is_passing
         networks.networks_in_memory["accel-benchmark-0"] = 1
     assert not Path(entry.filename).exists()
     assert set(networks.available_networks) == set(networks.available_network_aliases) == {"style"}
@@ -121,4 +138,46 @@ def test_without_the_lora_extension_there_is_advice(painter: Any) -> None:
 
 
 def test_the_device_is_named(painter: Any) -> None:
-    assert painter.device() == "cpu"
+    assert str(painter.device()) == "cpu"
+
+
+def test_another_checkpoint_ends_it(fakes: SimpleNamespace, painter: Any) -> None:
+    with painter.session("a test", 1):
+        fakes.shared.sd_model = SimpleNamespace()
+        with pytest.raises(TaskError, match="the checkpoint was changed meanwhile"):
+            painter.draw(WANTED)
+
+
+def test_loras_that_are_gone_end_it(painter: Any, networks: Any) -> None:
+    with painter.session("a test", 1), pytest.raises(TaskError, match="looked for LoRAs anew"):
+        painter.draw(WANTED, "<lora:accel-benchmark-0:1>")
+
+
+def test_a_checkpoint_without_attention_is_refused(
+    fakes: SimpleNamespace, painter: Any, networks: Any
+) -> None:
+    fakes.shared.sd_model.network_layer_mapping = {}
+    with pytest.raises(TaskError, match="no attention layers"), painter.random_loras(1):
+        pass
+
+
+@pytest.mark.parametrize("before", [b"of the user's picture", None])
+def test_the_users_latest_parameters_stay(
+    fakes: SimpleNamespace, painter: Any, tmp_path: Path, before: bytes | None
+) -> None:
+    fakes.paths_internal.data_path = str(tmp_path)
+    file = tmp_path / "params.txt"
+    if before is not None:
+        file.write_bytes(before)
+    with painter.session("a test", 1):
+        file.write_bytes(b"of the benchmark's picture")
+    assert (file.read_bytes() if file.exists() else None) == before
+
+
+def test_only_a_picture_of_a_task_is_interrupted(fakes: SimpleNamespace, painter: Any) -> None:
+    fakes.shared.state.job = "somebody's"
+    painter.interrupt()
+    assert not fakes.shared.state.interrupted
+    with painter.session("a test", 1):
+        painter.interrupt()
+        assert fakes.shared.state.interrupted

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, Field
+
+from lib_accel.painter import BATCHES, SIDE_STEP, SIDES, TIMED_STEPS
+
+
+def _side() -> Any:
+    return Field(512, ge=SIDES[0], le=SIDES[1], multiple_of=SIDE_STEP)
 
 
 class Blocks(BaseModel):
@@ -80,6 +88,8 @@ class Picture(BaseModel):
     is_accelerated: bool
     ratio: float | None
     largest_difference: int | None
+    model: str
+    how: str
 
 
 class Network(BaseModel):
@@ -199,9 +209,9 @@ class Report(BaseModel):
 class WarmUp(BaseModel):
     """The pictures that are to come. Sides are in pixels."""
 
-    width: int = Field(512, ge=64, le=2048, multiple_of=8)
-    height: int = Field(512, ge=64, le=2048, multiple_of=8)
-    batch_size: int = Field(1, ge=1, le=16)
+    width: int = _side()
+    height: int = _side()
+    batch_size: int = Field(1, ge=BATCHES[0], le=BATCHES[1])
 
 
 class Warm(BaseModel):
@@ -216,9 +226,9 @@ class Warm(BaseModel):
 class Measure(BaseModel):
     """The pictures that are to be measured. Sides are in pixels."""
 
-    width: int = Field(512, ge=64, le=2048, multiple_of=8)
-    height: int = Field(512, ge=64, le=2048, multiple_of=8)
-    steps: int = Field(8, ge=6, le=150)
+    width: int = _side()
+    height: int = _side()
+    steps: int = Field(8, ge=TIMED_STEPS[0], le=TIMED_STEPS[1])
 
 
 class Cancelled(BaseModel):

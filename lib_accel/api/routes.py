@@ -43,20 +43,23 @@ def router(
     guards = [Depends(_guard(credentials))] if credentials else []
     answers: dict[int | str, dict[str, Any]] = {401: _TOLD} if credentials else {}
     routes = APIRouter(prefix="/accel/v1", tags=["accel"], dependencies=guards, responses=answers)
-    _add_telling(routes, operations)
+    _add_status(routes, operations)
     if switch is not None:
+        _add_report(routes, operations)
         _add_switching(routes, operations, switch)
         _add_working(routes, operations)
         _add_loras(routes, read_ahead)
     return routes
 
 
-def _add_telling(routes: APIRouter, operations: Operations) -> None:
+def _add_status(routes: APIRouter, operations: Operations) -> None:
     @routes.get("/status", response_model=models.Status)
     def get_status() -> Mapping[str, Any]:
         """What runs how, and why."""
         return operations.status()
 
+
+def _add_report(routes: APIRouter, operations: Operations) -> None:
     @routes.get("/report", response_model=models.Report)
     def get_report() -> Mapping[str, Any]:
         """What a developer needs to know of this installation, to be sent to one."""

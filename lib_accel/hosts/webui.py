@@ -5,9 +5,10 @@ Facts about the host that this file relies on name the file they were read in.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +64,17 @@ class WebuiHost:
         self.hold_back: str | None = None  # why nothing may be accelerated any more in this process
         self._generations: list[_Generation] = []  # from the outermost to the one that runs
         self._merger = Merger()
+        self._is_stocks_turn = False
+
+    @contextlib.contextmanager
+    def stocks_turn(self) -> Iterator[None]:
+        """Off in the block, for one who has the webui alone. No setting changes, which others might save."""
+        self.give_networks_back()
+        self._is_stocks_turn = True
+        try:
+            yield
+        finally:
+            self._is_stocks_turn = False
 
     def owns(self, module: nn.Module) -> bool:
         """All of the process: refiners, control models and models of extensions are met at their calls."""
@@ -71,7 +83,7 @@ class WebuiHost:
     def options(self) -> Options:
         """The settings, unless the running generation or the command line says off."""
         running = next((each for each in reversed(self._generations) if each.is_alive()), None)
-        wanted = not self.is_off and (running is None or running.is_wanted)
+        wanted = not (self.is_off or self._is_stocks_turn) and (running is None or running.is_wanted)
         saved = {name: _saved(name, default) for name, default in _DEFAULTS.items()}
         return Options(**saved | {"enabled": wanted and saved["enabled"]})
 

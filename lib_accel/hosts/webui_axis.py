@@ -22,9 +22,11 @@ def add_axis(scripts_data: Any, codes: tuple[str, ...], setting: str) -> bool:
     choices = [_OFF, *(code for code in codes if code != HOST)]
 
     def apply(request: Any, value: str, _values: Any) -> None:
-        request.override_settings[setting.format("enabled")] = value != _OFF
+        chosen: dict[str, Any] = {setting.format("enabled"): value != _OFF}
         if value != _OFF:
-            request.override_settings[setting.format("code")] = value
+            chosen[setting.format("code")] = value
+        # A dictionary of its own: the requests of a plot are copies that share one (scripts/xyz_grid.py).
+        request.override_settings = {**request.override_settings, **chosen}
 
     def confirm(_request: Any, values: Any) -> None:
         unknown = [value for value in values if value not in choices]

@@ -39,7 +39,15 @@ class Journal:
             step_ms=self._clock.step_ms(),
             is_accelerated=is_accelerated,
             ended=time.strftime("%H:%M:%S"),
+            model=str(getattr(request, "sd_model_name", None) or ""),
+            how=_how(request),
         )
+
+
+def _how(request: Any) -> str:
+    sampler = str(getattr(request, "sampler_name", None) or "")
+    source = " from a picture" * bool(getattr(request, "init_images", None))
+    return sampler + source + ", hires" * bool(getattr(request, "enable_hr", False))
 
 
 def merged_networks() -> Iterable[tuple[str, float, float]]:

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 _log = logging.getLogger(__name__)
+PASSING = "accel_is_passing"  # attribute of a file's entry: it will not come again
+
 _MIB = 2**20
 _PIECE = 4 * _MIB  # bytes read at once
 _FRESH_S = 30.0  # a file that was read so recently is not read again: the page sends a prompt several times
@@ -76,6 +78,7 @@ class KeptNetworks:
         limit = self._limit_mib() * _MIB
         if not limit:
             self.clear()
+        if not limit or getattr(network_on_disk, PASSING, False):
             return original(name, network_on_disk)
         file = _file(name, network_on_disk.filename)
         network = self._kept.pop(file, None)

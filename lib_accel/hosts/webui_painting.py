@@ -3,46 +3,59 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from modules import call_queue, devices, processing, shared
+from modules import call_queue, devices, paths_internal, processing, shared
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lib_accel.errors import TaskCancelled, TaskError
+from lib_accel.hosts.webui_lora_files import PASSING
 from lib_accel.painter import Painted, Wanted
 from lib_accel.pictures import StepClock
 
 _RANK = 16
 _SEED = 1
 _NAME = "accel-benchmark-{}"
+_IN_PROMPT = re.compile(r"<lora:([^:>]+)")
+_JOB = "accel-"
 _DEVIATION = 1e-3  # of the factors: they take the time of any LoRA, and hardly change the picture
 
 
 class WebuiPainter:
     """painter.Painter for the webui."""
 
-    def __init__(self, clock: StepClock, setting: str) -> None:
-        """`clock`: hears of each sampling step. `setting`: name of the one that turns acceleration on."""
-        self._clock, self._setting = clock, setting
+    def __init__(self, clock: StepClock, stocks_turn: Callable[[], AbstractContextManager[None]]) -> None:
+        """`clock`: hears of each sampling step. `stocks_turn`: has us off in a block."""
+        self._clock, self._stocks_turn = clock, stocks_turn
+        self._checkpoint: Any = None  # of the session
 
     @contextlib.contextmanager
     def session(self, name: str, pictures: int) -> Iterator[None]:
         """Holds the webui's queue, as its own generations do (modules/api/api.py)."""
-        with call_queue.queue_lock:
-            shared.state.begin(job=f"accel-{name}")
+        with call_queue.queue_lock, _same_parameters_file():
+            shared.state.begin(job=f"{_JOB}{name}")
             shared.state.job_count = pictures
             try:
+                self._checkpoint = shared.sd_model
                 yield
             finally:
+                self._checkpoint = None
                 shared.state.end()
                 shared.state.textinfo = None
+
+    def interrupt(self) -> None:
+        """Ends the picture that is drawn in a session, as the webui's own button does."""
+        if str(shared.state.job).startswith(_JOB):
+            shared.state.interrupt()
 
     def tell(self, stage: str) -> None:
         """Shows it beside the webui's progress bar."""
@@ -63,13 +76,14 @@ class WebuiPainter:
             scheduler="Automatic",
             do_not_save_samples=True,
             do_not_save_grid=True,
-            override_settings={self._setting: is_accelerated},
         )
         self._clock.reset()
         began = time.perf_counter()
-        with contextlib.closing(request):
+        turn = contextlib.nullcontext() if is_accelerated else self._stocks_turn()
+        with turn, contextlib.closing(request):
             processing.process_images(request)
         self._check()
+        self._check_alike(prompt)
         return Painted(time.perf_counter() - began, self._clock.step_ms())
 
     def _check(self) -> None:
@@ -78,6 +92,14 @@ class WebuiPainter:
         if state.interrupted or state.stopping_generation:
             raise TaskCancelled("it was interrupted in the webui")
 
+    def _check_alike(self, prompt: str) -> None:
+        """Others may choose another checkpoint, or look for LoRAs anew, while we draw."""
+        if shared.sd_model is not self._checkpoint:
+            raise TaskError("the checkpoint was changed meanwhile; begin again")
+        loaded = {network.name for network in getattr(sys.modules.get("networks"), "loaded_networks", ())}
+        if not loaded.issuperset(_IN_PROMPT.findall(prompt)):
+            raise TaskError("the webui looked for LoRAs anew meanwhile; begin again")
+
     @contextlib.contextmanager
     def random_loras(self, count: int) -> Iterator[Sequence[str]]:
         """LoRAs for the attention of the loaded checkpoint's UNet, known to the Lora extension meanwhile."""
@@ -85,6 +107,8 @@ class WebuiPainter:
         if networks is None:
             raise TaskError("LoRAs: the webui's Lora extension is not loaded; enable it in Extensions")
         shapes = _shapes_of_attention(shared.sd_model)
+        if not shapes:
+            raise TaskError("LoRAs: the loaded checkpoint has no attention layers that they could change")
         with tempfile.TemporaryDirectory(prefix="accel-") as folder, _known(networks) as make_known:
             for number in range(count):
                 file = Path(folder, f"{_NAME.format(number)}.safetensors")
@@ -92,10 +116,23 @@ class WebuiPainter:
                 make_known(file)
             yield [f"<lora:{_NAME.format(number)}:1>" for number in range(count)]
 
-    def device(self) -> str:
+    def device(self) -> torch.device:
         """What the webui draws on."""
-        device = devices.device
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        return torch.device(devices.device)
+
+
+@contextlib.contextmanager
+def _same_parameters_file() -> Iterator[None]:
+    """The file from which the page reads the parameters of the latest picture (modules/processing.py)."""
+    file = Path(paths_internal.data_path, "params.txt")
+    before = file.read_bytes() if file.is_file() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            file.write_bytes(before)
+        else:
+            file.unlink(missing_ok=True)
 
 
 def _shapes_of_attention(checkpoint: Any) -> dict[str, tuple[int, int]]:
@@ -151,5 +188,6 @@ def _entry(networks: Any, file: Path) -> Any:
         hash="0",  # not empty: it would be computed
         shorthash="",
         sd_version=networks.network.SdVersion.Unknown,
+        **{PASSING: True},
     )
     return entry

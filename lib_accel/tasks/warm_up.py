@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lib_accel.choice import TO_BE_PROVED
 from lib_accel.engine import Engine
-from lib_accel.errors import TaskError
 from lib_accel.painter import Painted, Painter, Wanted
-from lib_accel.report import Report
+from lib_accel.tasks.session import drawing
 from lib_accel.tasks.task import Outcome, Task
 
 NAME = "warm-up"
 
 _MOST_PROOFS = 8  # pictures in which proofs may go on; what is not proved by then is in later pictures
 _DRAWN, _COMPILED = 0.15, 0.8  # share of all that is done after the first picture, and after compiling
-_TO_BE_PROVED = "to be proved"
 
 
 @dataclass(frozen=True)
@@ -30,31 +29,29 @@ class Warm:
 def warm_up(engine: Engine, painter: Painter, wanted: Wanted, task: Task) -> Outcome[Warm]:
     """Draws a picture of this size, compiles what it asked for, and proves that on further pictures.
 
-    Raises TaskError if acceleration is off, and TaskCancelled.
+    Raises TaskError if nothing would run fast, and TaskCancelled.
     """
-    _refuse_if_off(engine.report())
-    with painter.session(NAME, 1):
+    with drawing(engine, painter, NAME, 1):
         task.tell("drawing a first picture", 0.0)
         before = engine.report().graphs.graphs
         first = last = _draw(engine, painter, wanted)
         pictures = 1
         _compile(engine, task)
         made = engine.report().graphs.graphs - before
-        while pictures <= _MOST_PROOFS and (left := _unproved(engine)):
+        left = _unproved(engine)
+        while left and pictures <= _MOST_PROOFS:
             task.tell(f"proving {left} graphs", _COMPILED + (1 - _COMPILED) * (pictures - 1) / _MOST_PROOFS)
             _draw(engine, painter, wanted)
             pictures += 1
+            left, before_it = _unproved(engine), left
+            if left >= before_it:  # what is left is met in other pictures only
+                break
         if made:
             task.tell("drawing a last picture", 0.97)
             last = _draw(engine, painter, wanted)
             pictures += 1
     done = Warm(pictures, made, first.seconds, last.step_ms)
     return Outcome(done, _in_words(done))
-
-
-def _refuse_if_off(report: Report) -> None:
-    if not report.enabled:
-        raise TaskError("acceleration is off: turn it on in Settings, Accel")
 
 
 def _draw(engine: Engine, painter: Painter, wanted: Wanted) -> Painted:
@@ -76,7 +73,7 @@ def _compile(engine: Engine, task: Task) -> None:
 
 
 def _unproved(engine: Engine) -> int:
-    return sum(case.reason == _TO_BE_PROVED for case in engine.report().graphs.cases)
+    return sum(case.reason == TO_BE_PROVED for case in engine.report().graphs.cases)
 
 
 def _in_words(done: Warm) -> str:

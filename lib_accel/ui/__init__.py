@@ -1,1 +1,1 @@
-"""What the user sees in the webui: settings and the accordion, both made from Options and the report."""
+"""What the user sees in the webui: settings, the accordion, and the tab with its page."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from lib_accel.painter import BATCHES, SIDE_STEP, SIDES, TIMED_STEPS
 from lib_accel.ui.markup import text
 from lib_accel.ui.page import Page, page
 from lib_accel.ui.task import is_running
@@ -78,21 +79,26 @@ def _part(shown: Page, name: str) -> Any:
 
 def _controls(first: Page, is_busy: bool) -> tuple[_Controls, Any]:
     """The controls, and the part of the page that stands among them: the running work."""
-    sizes = {"minimum": 64, "maximum": 2048, "step": 8, "value": 512}
+    sizes = {"minimum": SIDES[0], "maximum": SIDES[1], "step": SIDE_STEP, "value": 512}
     with gr.Row():
         width = gr.Slider(label="Width", elem_id="accel_width", **sizes)
         height = gr.Slider(label="Height", elem_id="accel_height", **sizes)
     with gr.Row():
         batch_size = gr.Slider(
             label="Batch size of the warm-up",
-            minimum=1,
-            maximum=8,
+            minimum=BATCHES[0],
+            maximum=BATCHES[1],
             step=1,
             value=1,
             elem_id="accel_batch_size",
         )
         steps = gr.Slider(
-            label="Steps of the benchmark", minimum=1, maximum=50, step=1, value=8, elem_id="accel_steps"
+            label="Steps of the benchmark",
+            minimum=TIMED_STEPS[0],
+            maximum=TIMED_STEPS[1],
+            step=1,
+            value=8,
+            elem_id="accel_steps",
         )
     with gr.Row(elem_classes=["accel-buttons"]):
         warm_up = gr.Button("Warm up", variant="primary", elem_id="accel_warm_up")

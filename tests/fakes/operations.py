@@ -36,5 +36,10 @@ class FakeOperations(Operations):
         self.painter, self.networks, self.pictures = FakePainter(), FakeNetworks(), Pictures()
         surroundings = {"program": "a fake"}
         super().__init__(
-            self.engine, self.host, self.painter, self.networks, self.pictures, lambda: surroundings
+            self.engine,
+            self.host,
+            painter=self.painter,
+            networks=self.networks,
+            pictures=self.pictures,
+            surroundings=lambda: surroundings,
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
+
 from lib_accel.errors import TaskCancelled
 from lib_accel.painter import Painted, Wanted
 
@@ -21,6 +23,7 @@ class FakePainter:
         self.is_open = False
         self.on_draw: Callable[[], None] = lambda: None
         self.interrupt_at = -1  # number of the picture
+        self.interruptions = 0
 
     @contextlib.contextmanager
     def session(self, name: str, pictures: int) -> Iterator[None]:
@@ -47,5 +50,8 @@ class FakePainter:
     def random_loras(self, count: int) -> Iterator[Sequence[str]]:
         yield [f"<lora:{number}:1>" for number in range(count)]
 
-    def device(self) -> str:
-        return "a fake"
+    def interrupt(self) -> None:
+        self.interruptions += 1
+
+    def device(self) -> torch.device:
+        return torch.device("cpu")

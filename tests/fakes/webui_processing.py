@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -30,8 +31,9 @@ class FakeState(SimpleNamespace):
     """modules.shared_state.State."""
 
     def __init__(self) -> None:
-        super().__init__(job="", time_start=1.0, textinfo=None, job_count=0, job_no=0)
+        super().__init__(job="", time_start=1.0, textinfo=None, job_count=-1, job_no=0, sampling_step=0)
         self.interrupted = self.stopping_generation = self.processing_has_refined_job_count = False
+        self.skipped = False
         self.jobs: list[str] = []
 
     def begin(self, job: str) -> None:
@@ -41,6 +43,9 @@ class FakeState(SimpleNamespace):
 
     def end(self) -> None:
         self.job, self.job_count = "", 0
+
+    def interrupt(self) -> None:
+        self.interrupted = True
 
 
 class FakeRequest:
@@ -58,11 +63,17 @@ class FakeRequest:
         self.comments: dict[str, int] = {}
         self.extra_generation_params: dict[str, Any] = {}
         self.scripts: Any = None
+        self.script_args: tuple[Any, ...] = (0,)
+        self.all_seeds: list[int] = []
+        self.override_settings_restore_afterwards = True
         self.is_closed = False
         vars(self).update(asked)
 
     def close(self) -> None:
         self.is_closed = True
+
+    def comment(self, text: str) -> None:
+        self.comments[text] = 1
 
 
 class FakeResult:
@@ -70,29 +81,48 @@ class FakeResult:
 
     def __init__(self, images: list[Image.Image]) -> None:
         self.images, self.index_of_first_image = images, 0
-        self.infotexts = [f"parameters of picture {number}" for number in range(len(images))]
+        self.infotexts = [f"parameters of picture {number}" for number in range(max(1, len(images)))]
         self.comments = ""
 
 
 def fill(modules: Mapping[str, ModuleType]) -> None:
     """Gives the modules what they are known for."""
     shared, processing = modules["shared"], modules["processing"]
-    drawn: list[tuple[FakeRequest, dict[str, Any]]] = []  # with the settings that were in force
+    drawn: list[tuple[FakeRequest, bool | None]] = []  # and whether we were on
 
     def process_images(request: FakeRequest) -> FakeResult:
-        options = shared.opts.data
-        before = dict(options)
-        options.update(request.override_settings)
+        if request.scripts is not None:
+            request.scripts.before_process(request)
+        before = dict(shared.opts.data)
+        shared.opts.data.update(request.override_settings)
+        try:
+            return inner(request)
+        finally:
+            if request.override_settings_restore_afterwards:
+                shared.opts.data.clear()
+                shared.opts.data.update(before)
+
+    def inner(request: FakeRequest) -> FakeResult:
         fix_seed(request)
         request.all_seeds = [request.seed + number for number in range(request.batch_size)]
-        drawn.append((request, dict(options)))
+        if request.scripts is not None:
+            request.scripts.process(request)
+        drawn.append((request, is_on()))
         denoiser = modules["script_callbacks"].registered.get("on_cfg_denoiser", lambda params: None)
         for step in range(request.steps):
             denoiser(SimpleNamespace(sampling_step=step))
-        result = FakeResult(request.paint(request))
-        options.clear()
-        options.update(before)
+        is_interrupted = shared.state.interrupted
+        result = FakeResult([] if is_interrupted else request.paint(request))
+        shared.state.job_no += 1
+        if request.scripts is not None:
+            request.scripts.post_sample(request)
+            request.scripts.postprocess(request, result)
         return result
+
+    def is_on() -> bool | None:
+        """Whether our engine would run, where there is one."""
+        extension = sys.modules.get("lib_accel.extension")
+        return None if extension is None else bool(extension._host.options().enabled)
 
     def fix_seed(request: FakeRequest) -> None:
         request.seed = random.randrange(2**32) if request.seed == -1 else request.seed

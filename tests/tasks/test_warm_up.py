@@ -46,7 +46,7 @@ class FakeEngine:
     def report(self) -> Any:
         cases = [SimpleNamespace(reason="to be proved")] * self.unproved
         graphs = SimpleNamespace(graphs=self.made, pending=self.pending, cases=cases)
-        return SimpleNamespace(enabled=True, graphs=graphs)
+        return SimpleNamespace(enabled=True, stand_aside=[], graphs=graphs)
 
 
 def test_direct_code_is_warm_after_one_picture() -> None:
@@ -54,7 +54,6 @@ def test_direct_code_is_warm_after_one_picture() -> None:
     with attached(host) as engine:
         painter.on_draw = lambda: run(unet, inputs())
         outcome = warm_up(engine, painter, WANTED, Task("warm-up"))
-        assert engine.report().generation.direct > 0
     assert (outcome.value.pictures, outcome.value.graphs) == (1, 0)
     assert outcome.text == "ready: a picture drawn, nothing to compile, 100.00 it/s"
     assert painter.wanted == [WANTED]
@@ -65,7 +64,15 @@ def test_graphs_are_made_and_proved_and_then_drawn_with() -> None:
     engine: Any = FakeEngine(painter, graphs=3)
     done = warm_up(engine, painter, WANTED, task).value
     assert (done.graphs, done.pictures, engine.unproved) == (3, 5, 0)
-    assert engine.generations == done.pictures  # choices take effect between pictures
+    assert engine.generations == done.pictures + 1  # choices take effect between pictures, and after the last
+
+
+def test_what_these_pictures_do_not_prove_is_left_for_others() -> None:
+    painter = FakePainter()
+    engine: Any = FakeEngine(painter, graphs=1)
+    painter.on_draw = lambda: setattr(engine, "pending", int(engine.generations == 1))
+    done = warm_up(engine, painter, WANTED, Task("warm-up")).value
+    assert (engine.unproved, done.pictures) == (1, 3)
 
 
 def test_progress_grows_through_all_stages() -> None:

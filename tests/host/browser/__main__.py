@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from playwright.sync_api import Error, sync_playwright
@@ -57,6 +58,7 @@ def main() -> int:
     make_clip.write(place.hf_home)
     place.make_models({"tiny"})
     launch = place.launch(Group("browser", (), ui=True), ours=True)
+    launch = replace(launch, settings={"quicksettings_list": ["sd_model_checkpoint", "accel_enabled"]})
     arguments.shots.mkdir(parents=True, exist_ok=True)
     failed = 0
     try:
