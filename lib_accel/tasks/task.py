@@ -57,8 +57,12 @@ class Task:
 
     def check(self) -> None:
         """Raises TaskCancelled if the task is to end."""
-        if self._is_cancelled.is_set():
-            raise TaskCancelled(f"the {self.name} was cancelled")
+        if reason := self.told_to_end():
+            raise TaskCancelled(reason)
+
+    def told_to_end(self) -> str:
+        """That it is to end, in words; empty if it is not."""
+        return f"the {self.name} was cancelled" if self._is_cancelled.is_set() else ""
 
     def cancel(self) -> None:
         """Has it end at its next `tell` or `check`."""
@@ -139,7 +143,7 @@ class Tasks:
         try:
             outcome = work(task)
         except BaseException as error:  # of whatever kind: the task has ended, and the report says how
-            task.end(error=str(error) or type(error).__name__)
+            task.end(error=task.told_to_end() or str(error) or type(error).__name__)
             raise
         task.end(outcome.text)
         return outcome.value

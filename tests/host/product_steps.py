@@ -58,6 +58,25 @@ def _wrong(ours: Image.Image, stock: Image.Image, drawn: Image.Image) -> list[st
 
 
 @dataclass(frozen=True)
+class LeftAlone:
+    """A script of the list "Script", which uses the pictures itself: to compare must change nothing."""
+
+    label: str
+    fields: dict[str, Any]
+
+    def run(self, session: Session) -> list[Outcome]:
+        """Generate with and without, and compare all pictures."""
+        outcome, sides = Outcome(f"{self.label}, not compared"), []
+        for is_compared in (False, True):
+            body = session.request(Picture(self.label)) | self.fields
+            body["alwayson_scripts"] = {"accel": {"args": [True, is_compared]}}
+            sides.append(session.client.generate(body).images)
+        if len(sides[0]) != len(sides[1]) or any(diff(*pair).max for pair in zip(*sides, strict=False)):
+            outcome.problems.append(f"{len(sides[1])} pictures, not the same {len(sides[0])}")
+        return [outcome]
+
+
+@dataclass(frozen=True)
 class Post:
     """POST to a route of ours; the answer must hold these values, or refuse with this status."""
 

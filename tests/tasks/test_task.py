@@ -94,6 +94,18 @@ def test_a_cancelled_task_ends_at_its_next_word() -> None:
     assert _report(tasks).error == "the a test was cancelled"
 
 
+def test_a_cancelled_task_is_called_so_however_it_ended() -> None:
+    tasks = Tasks()
+
+    def work(task: Task) -> Outcome[None]:
+        tasks.cancel()
+        raise TaskCancelled("the picture was interrupted")
+
+    with pytest.raises(TaskCancelled):
+        tasks.run(Task("a test"), work)
+    assert _report(tasks).error == "the a test was cancelled"
+
+
 def test_a_second_task_is_refused_while_one_runs() -> None:
     tasks, held = Tasks(), Held()
     tasks.start(Task("a first"), held)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..outcome import OFF, host
 from ..picture import AGAIN, BASE, Picture, loras, picture, unit
-from ..product_steps import SIZE, Cancelled, Compared, Grid, Infotext, Lines, Post
+from ..product_steps import SIZE, Cancelled, Compared, Grid, Infotext, LeftAlone, Lines, Post
 from ..row import Row, row
 from ..steps import Code, OurOptions
 from .server_code import COMPARE_WEIGHTS, KEEP_WEIGHTS
@@ -13,6 +13,11 @@ from .shapes import HIRES
 LORA = picture("LoRA", prompt=loras("tiny_lora_b"), steps=8)
 EIGHT = Picture("eight steps", fields={"steps": 8})
 STRANGERS = "a photo of a cat\nSteps: 4, Sampler: Euler, Seed: 1, Size: 128x128, Accel: 9.9 host"
+MATRIX = {
+    "prompt": "a photo of a cat|red",
+    "script_name": "Prompt matrix",
+    "script_args": [False, False, "positive", "comma", 0],
+}
 KEEP = Code("weights before", KEEP_WEIGHTS)
 AS_BEFORE = Code("weights as before", COMPARE_WEIGHTS, prints="True")
 NOTHING_LEFT = (LORA, AGAIN, AS_BEFORE)
@@ -37,6 +42,7 @@ def rows() -> tuple[Row, ...]:
             AGAIN,
             AS_BEFORE,
         ),
+        row("compare, with a script", BASE, LeftAlone("prompt matrix", MATRIX), AGAIN),
         row(
             "warm-up",
             BASE,
