@@ -146,7 +146,7 @@ def reload_rows() -> tuple[Row, ...]:
             BASE,
             Code("other files", OTHER_FILES, only_ours=True),
             ReloadUi(),
-            picture("updated", same="base", speed=host("restart the webui")),
+            picture("updated", speed=host("restart the webui")),
             Code("as before", SAME_FILES, only_ours=True),
             AGAIN,
         ),
