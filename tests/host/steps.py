@@ -189,20 +189,26 @@ class ReloadUi:
     """What the button "Reload UI" does: load scripts anew and start the server again in its process."""
 
     def run(self, session: Session) -> list[Outcome]:
-        """Ask for it and wait until the new server answers; its store of host-probe is a new one."""
+        """Ask for it and wait until the log says that the new server is complete; its store is a new one.
+
+        A request that comes earlier ends the webui: it adds parts to a server that answers already.
+        """
         outcome = Outcome("Reload UI")
+        starts = _starts(session)
         session.client.run_code("store['old'] = True; shared.state.request_restart()")
         deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            time.sleep(0.5)
-            try:
-                if session.client.run_code("print('old' in store)").strip() == "False":
-                    session.client.options()  # the webui's own routes are there too
-                    return [outcome]
-            except ApiError:
-                continue
-        outcome.problems.append(f"the server did not come back within {PATIENCE_S:.0f} s")
+        while time.monotonic() < deadline and _starts(session) == starts:
+            time.sleep(0.2)
+        if _starts(session) == starts:
+            outcome.problems.append(f"the server did not come back within {PATIENCE_S:.0f} s")
+        elif session.client.run_code("print('old' in store)").strip() != "False":
+            outcome.problems.append("the server that answers is the old one")
         return [outcome]
+
+
+def _starts(session: Session) -> int:
+    """How often the server has been completed."""
+    return session.launch.log.read_text(errors="replace").count("Startup time:")
 
 
 @dataclass(frozen=True)
