@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lib_accel.hosts import webui_lora, webui_lora_files
 from lib_accel.hosts.webui_lora import MARK, Merger, find_network, wanted_networks
-from lib_accel.hosts.webui_lora_files import KeptNetworks, ReadAhead
+from lib_accel.hosts.webui_lora_files import PASSING, KeptNetworks, ReadAhead
 from lib_accel.lora.terms import Term
 from tests.fakes import lora_extension as fake
 from tests.fakes.lora_extension import Network, Networks
@@ -516,6 +516,14 @@ def test_the_least_recently_used_go_first(files: Networks) -> None:
     kept.mib = 0
     kept.load("a")
     assert len(kept.kept) == 0
+
+
+def test_a_file_that_will_not_come_again_is_not_kept(files: Networks) -> None:
+    kept = _Kept(files, mib=4)
+    setattr(files.available_network_aliases["a"], PASSING, True)
+    kept.load("b")
+    kept.load("a")
+    assert (files.reads, len(kept.kept), kept.kept.kept_bytes()) == (["b", "a"], 1, 2 * 2**20)
 
 
 def test_a_changed_file_is_read_again(files: Networks) -> None:
