@@ -24,7 +24,7 @@ from lib_accel.graphs.proof import HOST
 from lib_accel.handshake import digest_of_sources
 from lib_accel.hosts.webui import SETTING, WebuiHost, find_extensions, find_version
 from lib_accel.hosts.webui_axis import add_axis
-from lib_accel.hosts.webui_comparison import Stock, add_to, draw_stock, was_cut_short, why_not
+from lib_accel.hosts.webui_comparison import Stock, add_to, draw_stock, show_instead, was_cut_short, why_not
 from lib_accel.hosts.webui_journal import Journal, control_units, merged_networks
 from lib_accel.hosts.webui_lora import find_network
 from lib_accel.hosts.webui_lora_files import KeptNetworks, ReadAhead
@@ -218,7 +218,9 @@ def _write_down(p: Any, processed: Any) -> None:
     is_accelerated = _host.options().enabled
     picture = _journal.end(p, _engine.generation.copy(), is_accelerated=is_accelerated)
     stock: Stock | None = getattr(p, "accel_stock", None)
-    if stock is not None and is_accelerated and not was_cut_short():
+    if stock is not None and not stock.is_whole:
+        show_instead(processed, stock)
+    elif stock is not None and is_accelerated and not was_cut_short():
         picture = compared(picture, *add_to(processed, p, stock, picture.step_ms))
     _pictures.add(picture)
     _console.info("Accel: %s", _line(picture))

@@ -145,7 +145,7 @@ class Operations:
         self._tasks.start(self._task(BENCHMARK), self._measuring(wanted))
 
     def cancel(self) -> bool:
-        """Has the running task end in its next step, or when its turn comes; whether there is one."""
+        """Has the running task end, in its next step if it draws; whether there is one."""
         is_running = self._tasks.cancel()
         if is_running:
             self._painter.interrupt()

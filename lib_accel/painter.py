@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -54,8 +54,11 @@ class Painted:
 class Painter(Protocol):
     """The program, while nobody else draws."""
 
-    def session(self, name: str, pictures: int) -> AbstractContextManager[None]:
-        """Waits for its turn, and has the program to itself. It shows `name`, and `pictures` to come."""
+    def session(self, name: str, pictures: int, check: Callable[[], None]) -> AbstractContextManager[None]:
+        """Waits for its turn, and has the program to itself. It shows `name`, and `pictures` to come.
+
+        check: is called now and then while it waits, and ends that by what it raises.
+        """
 
     def tell(self, stage: str) -> None:
         """Shows what is being done."""

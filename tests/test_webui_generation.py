@@ -178,8 +178,18 @@ def test_a_picture_that_was_cut_short_is_not_compared(
         return _shade(request)
 
     result = _compare(fakes, extension, FakeRequest(paint=cut_short))
-    assert len(result.images) <= 1
+    assert len(result.images) == len(result.infotexts) == 1
     assert _pictures(extension)[0]["largest_difference"] is None
+
+
+def test_an_interruption_shows_what_stock_has_drawn(fakes: SimpleNamespace, extension: Any) -> None:
+    def interrupted(request: FakeRequest) -> list[Image.Image]:
+        fakes.shared.state.interrupted = True
+        return _shade(request)
+
+    result = _compare(fakes, extension, FakeRequest(paint=interrupted))
+    assert [image.getpixel((0, 0))[0] for image in result.images] == [101]
+    assert "interrupted while this was drawn without acceleration" in result.comments
 
 
 @pytest.mark.parametrize("seen", ["setting", "override", "fp8", "script"])

@@ -28,6 +28,10 @@ def painter(fakes: SimpleNamespace) -> Any:
     return importlib.import_module("lib_accel.hosts.webui_painting").WebuiPainter(clock, _turns)
 
 
+def _goes_on() -> None:
+    """Of a task that nobody cancels."""
+
+
 @contextlib.contextmanager
 def _turns() -> Iterator[None]:
     """Stock's turn, noted."""
@@ -62,15 +66,39 @@ def networks(fakes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_session_holds_the_queue_and_is_a_job(fakes: SimpleNamespace, painter: Any) -> None:
     queue, state = fakes.call_queue.queue_lock, fakes.shared.state
-    with painter.session("warm-up", 3):
+    with painter.session("warm-up", 3, _goes_on):
         assert (queue.is_held, state.job, state.job_count) == (True, "accel-warm-up", 3)
         painter.tell("drawing")
         assert state.textinfo == "Accel: drawing"
     assert (queue.is_held, state.job, state.textinfo) == (False, "", None)
 
 
+def test_a_session_waits_until_the_queue_is_free(fakes: SimpleNamespace, painter: Any) -> None:
+    queue, looks = fakes.call_queue.queue_lock, []
+    queue.acquire()
+
+    def check() -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            queue.release()
+
+    with painter.session("warm-up", 1, check):
+        assert (queue.is_held, len(looks)) == (True, 3)
+
+
+def test_waiting_for_the_queue_can_be_ended(fakes: SimpleNamespace, painter: Any) -> None:
+    fakes.call_queue.queue_lock.acquire()
+
+    def check() -> None:
+        raise TaskCancelled("by a test")
+
+    with pytest.raises(TaskCancelled), painter.session("warm-up", 1, check):
+        pass
+    assert (fakes.call_queue.queue_lock.is_held, fakes.shared.state.jobs) == (True, [])
+
+
 def test_a_session_ends_after_an_error(fakes: SimpleNamespace, painter: Any) -> None:
-    with pytest.raises(ZeroDivisionError), painter.session("warm-up", 1):
+    with pytest.raises(ZeroDivisionError), painter.session("warm-up", 1, _goes_on):
         raise ZeroDivisionError
     assert (fakes.call_queue.queue_lock.is_held, fakes.shared.state.job) == (False, "")
 
@@ -80,7 +108,7 @@ def test_a_picture_is_drawn_as_wanted_and_not_saved(
     fakes: SimpleNamespace, painter: Any, is_accelerated: bool
 ) -> None:
     _stocks.clear()
-    with painter.session("a test", 1):
+    with painter.session("a test", 1, _goes_on):
         painted = painter.draw(WANTED, "a prompt", is_accelerated=is_accelerated)
     ((request, _),) = fakes.processing.drawn
     assert (request.width, request.height, request.batch_size, request.steps) == (128, 64, 2, 6)
@@ -142,14 +170,14 @@ def test_the_device_is_named(painter: Any) -> None:
 
 
 def test_another_checkpoint_ends_it(fakes: SimpleNamespace, painter: Any) -> None:
-    with painter.session("a test", 1):
+    with painter.session("a test", 1, _goes_on):
         fakes.shared.sd_model = SimpleNamespace()
         with pytest.raises(TaskError, match="the checkpoint was changed meanwhile"):
             painter.draw(WANTED)
 
 
 def test_loras_that_are_gone_end_it(painter: Any, networks: Any) -> None:
-    with painter.session("a test", 1), pytest.raises(TaskError, match="looked for LoRAs anew"):
+    with painter.session("a test", 1, _goes_on), pytest.raises(TaskError, match="looked for LoRAs anew"):
         painter.draw(WANTED, "<lora:accel-benchmark-0:1>")
 
 
@@ -169,7 +197,7 @@ def test_the_users_latest_parameters_stay(
     file = tmp_path / "params.txt"
     if before is not None:
         file.write_bytes(before)
-    with painter.session("a test", 1):
+    with painter.session("a test", 1, _goes_on):
         file.write_bytes(b"of the benchmark's picture")
     assert (file.read_bytes() if file.exists() else None) == before
 
@@ -178,6 +206,6 @@ def test_only_a_picture_of_a_task_is_interrupted(fakes: SimpleNamespace, painter
     fakes.shared.state.job = "somebody's"
     painter.interrupt()
     assert not fakes.shared.state.interrupted
-    with painter.session("a test", 1):
+    with painter.session("a test", 1, _goes_on):
         painter.interrupt()
         assert fakes.shared.state.interrupted

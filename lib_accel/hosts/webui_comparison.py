@@ -25,11 +25,12 @@ _PROGRESS = ("job_count", "job_no", "sampling_step", "textinfo", "processing_has
 
 
 class Stock(NamedTuple):
-    """What stock made of a request."""
+    """What stock made of a request; `is_whole` if its user let it."""
 
     pictures: Sequence[Image.Image]
     infotexts: Sequence[str]
     step_ms: float | None
+    is_whole: bool
 
 
 def why_not(request: Any) -> str | None:
@@ -40,8 +41,8 @@ def why_not(request: Any) -> str | None:
 
 def draw_stock(
     request: Any, clock: StepClock, stocks_turn: Callable[[], AbstractContextManager[None]]
-) -> Stock | None:
-    """Draws a copy of the request while we are off; None if its user skipped or interrupted that.
+) -> Stock:
+    """Draws a copy of the request while we are off.
 
     request: a processing object in its `before_process`; scripts that came before ours see the copy too.
     Its seeds are fixed by this, so that both draw the same. Random states and progress are afterwards as they
@@ -66,15 +67,24 @@ def draw_stock(
         [drawn.images[number] for number in numbers],
         [_infotext(drawn, number) for number in numbers],
         clock.step_ms(),
+        is_whole=not was_cut_short(),
     )
     clock.reset()
-    return None if was_cut_short() else stock
+    return stock
 
 
 def was_cut_short() -> bool:
     """Whether the user ended the picture before it was done."""
     state = shared.state
     return bool(state.interrupted or state.skipped or state.stopping_generation)
+
+
+def show_instead(result: Any, stock: Stock) -> None:
+    """Gives a result without pictures those of stock: its user interrupted before its own turn came."""
+    if not result.images:
+        result.images += stock.pictures
+        result.infotexts[:] = stock.infotexts or result.infotexts
+        result.comments += "Accel: interrupted while this was drawn without acceleration\n"
 
 
 def add_to(

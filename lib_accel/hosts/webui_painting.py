@@ -27,6 +27,7 @@ _SEED = 1
 _NAME = "accel-benchmark-{}"
 _IN_PROMPT = re.compile(r"<lora:([^:>]+)")
 _JOB = "accel-"
+_LOOK_EVERY_S = 0.05
 _DEVIATION = 1e-3  # of the factors: they take the time of any LoRA, and hardly change the picture
 
 
@@ -39,9 +40,9 @@ class WebuiPainter:
         self._checkpoint: Any = None  # of the session
 
     @contextlib.contextmanager
-    def session(self, name: str, pictures: int) -> Iterator[None]:
+    def session(self, name: str, pictures: int, check: Callable[[], None]) -> Iterator[None]:
         """Holds the webui's queue, as its own generations do (modules/api/api.py)."""
-        with call_queue.queue_lock, _same_parameters_file():
+        with _queue_lock(check), _same_parameters_file():
             shared.state.begin(job=f"{_JOB}{name}")
             shared.state.job_count = pictures
             try:
@@ -119,6 +120,19 @@ class WebuiPainter:
     def device(self) -> torch.device:
         """What the webui draws on."""
         return torch.device(devices.device)
+
+
+@contextlib.contextmanager
+def _queue_lock(check: Callable[[], None]) -> Iterator[None]:
+    """The lock once nobody waits for it: requests go first, and waiting can be ended."""
+    lock = call_queue.queue_lock
+    while not lock.acquire(blocking=False):
+        check()
+        time.sleep(_LOOK_EVERY_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def benchmark(
     order = turns(1 + pairs)  # the first pair is to warm up: it merges weights and fills caches
     run = _Run(engine, painter, wanted, task, len(loras) * len(order) + 1)
     times: dict[tuple[int, str], list[float]] = {(count, side): [] for count in loras for side in order[:2]}
-    with drawing(engine, painter, NAME, run.pictures), painter.random_loras(max(loras)) as tags:
+    with drawing(engine, painter, task, run.pictures), painter.random_loras(max(loras)) as tags:
         for first in range(0, len(order), 2):
             for count in loras:
                 for side in order[first : first + 2]:

@@ -9,15 +9,16 @@ from lib_accel.engine import Engine
 from lib_accel.errors import TaskError
 from lib_accel.painter import Painter
 from lib_accel.report import Report
+from lib_accel.tasks.task import Task
 
 
 @contextlib.contextmanager
-def drawing(engine: Engine, painter: Painter, name: str, pictures: int) -> Iterator[None]:
+def drawing(engine: Engine, painter: Painter, task: Task, pictures: int) -> Iterator[None]:
     """A session of the painter; counters begin anew after it. Raises TaskError if we would stand aside.
 
     That is asked only in the session: before it, somebody else's picture may have us off.
     """
-    with painter.session(name, pictures):
+    with painter.session(task.name, pictures, task.check):
         _refuse_if_slow(engine.report())
         try:
             yield

@@ -31,7 +31,7 @@ def warm_up(engine: Engine, painter: Painter, wanted: Wanted, task: Task) -> Out
 
     Raises TaskError if nothing would run fast, and TaskCancelled.
     """
-    with drawing(engine, painter, NAME, 1):
+    with drawing(engine, painter, task, 1):
         task.tell("drawing a first picture", 0.0)
         before = engine.report().graphs.graphs
         first = last = _draw(engine, painter, wanted)

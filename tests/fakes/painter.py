@@ -26,7 +26,8 @@ class FakePainter:
         self.interruptions = 0
 
     @contextlib.contextmanager
-    def session(self, name: str, pictures: int) -> Iterator[None]:
+    def session(self, name: str, pictures: int, check: Callable[[], None]) -> Iterator[None]:
+        check()
         self.sessions.append((name, pictures))
         self.is_open = True
         try:

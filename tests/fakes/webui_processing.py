@@ -16,14 +16,16 @@ class FakeQueue:
 
     def __init__(self) -> None:
         self.is_held = False
-        self.entered = 0
 
-    def __enter__(self) -> None:
-        assert not self.is_held
+    def acquire(self, blocking: bool = True) -> bool:
+        assert not (blocking and self.is_held)
+        if self.is_held:
+            return False
         self.is_held = True
-        self.entered += 1
+        return True
 
-    def __exit__(self, *error: object) -> None:
+    def release(self) -> None:
+        assert self.is_held
         self.is_held = False
 
 

@@ -14,7 +14,7 @@ from .kit.client import ApiError, diff
 from .outcome import Outcome
 from .picture import Picture
 from .session import Session
-from .steps import PATIENCE_S
+from .steps import PATIENCE_S, progress
 
 SIZE = {"width": 128, "height": 128}
 _TIMES = 20  # that a comparison draws differences larger
@@ -134,6 +134,61 @@ class Cancelled:
 def _task(session: Session) -> dict[str, Any]:
     task: dict[str, Any] = session.status()["task"] or {}
     return task
+
+
+@dataclass(frozen=True)
+class StockInterrupted:
+    """Interrupt a comparison in stock's turn: what stock has drawn by then must come out."""
+
+    def run(self, session: Session) -> list[Outcome]:
+        """Begin, interrupt at the third step, look at the answer."""
+        outcome, images = Outcome("comparison interrupted"), []
+        body = session.request(Picture("long", fields={"steps": 150}))
+        body["alwayson_scripts"] = {"accel": {"args": [True, True]}}
+        thread = threading.Thread(target=lambda: images.extend(session.client.generate(body).images))
+        thread.start()
+        _wait_for_step(session, 3)
+        session.client.call("/sdapi/v1/interrupt", {})
+        thread.join(PATIENCE_S)
+        if len(images) != 1:
+            outcome.problems.append(f"{len(images)} pictures, not 1")
+        return [outcome]
+
+
+@dataclass(frozen=True)
+class CancelledInQueue:
+    """Begin a benchmark while somebody's picture is drawn, and cancel it before its turn comes."""
+
+    def run(self, session: Session) -> list[Outcome]:
+        """Draw, begin, cancel; the picture must be whole, and the benchmark must end before it."""
+        outcome, ended = Outcome("benchmark cancelled in the queue"), []
+        long = session.request(Picture("long", fields={"steps": 60}))
+
+        def draw() -> None:
+            session.client.generate(long)
+            ended.append("picture")
+
+        def measure() -> None:
+            outcome.problems.extend(Post("benchmark", SIZE, status=409).run(session)[0].problems)
+            ended.append("benchmark")
+
+        threads = [threading.Thread(target=draw), threading.Thread(target=measure)]
+        threads[0].start()
+        _wait_for_step(session, 3)
+        threads[1].start()
+        time.sleep(1.0)
+        session.client.call("/accel/v1/cancel", {})
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        if ended != ["benchmark", "picture"]:
+            outcome.problems.append(f"ended in the order {ended}")
+        return [outcome]
+
+
+def _wait_for_step(session: Session, step: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and progress(session.client)["sampling_step"] < step:
+        time.sleep(0.05)
 
 
 @dataclass(frozen=True)

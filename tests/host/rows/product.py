@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from ..outcome import OFF, host
 from ..picture import AGAIN, BASE, Picture, loras, picture, unit
-from ..product_steps import SIZE, Cancelled, Compared, Grid, Infotext, LeftAlone, Lines, Post
+from ..product_steps import (
+    SIZE,
+    Cancelled,
+    CancelledInQueue,
+    Compared,
+    Grid,
+    Infotext,
+    LeftAlone,
+    Lines,
+    Post,
+    StockInterrupted,
+)
 from ..row import Row, row
 from ..steps import Code, OurOptions
 from .server_code import COMPARE_WEIGHTS, KEEP_WEIGHTS
@@ -42,6 +53,8 @@ def rows() -> tuple[Row, ...]:
             AGAIN,
             AS_BEFORE,
         ),
+        row("compare, interrupted", BASE, StockInterrupted(), AGAIN),
+        row("benchmark in the queue", BASE, CancelledInQueue(), AGAIN),
         row("compare, with a script", BASE, LeftAlone("prompt matrix", MATRIX), AGAIN),
         row(
             "warm-up",
