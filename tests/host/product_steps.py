@@ -10,11 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from .kit.client import ApiError, diff
+from .kit.client import diff
 from .outcome import Outcome
 from .picture import Picture
 from .session import Session
-from .steps import PATIENCE_S, progress
+from .steps import PATIENCE_S, Ask, wait_for_step
 
 SIZE = {"width": 128, "height": 128}
 _TIMES = 20  # that a comparison draws differences larger
@@ -76,29 +76,11 @@ class LeftAlone:
         return [outcome]
 
 
-@dataclass(frozen=True)
-class Post:
-    """POST to a route of ours; the answer must hold these values, or refuse with this status."""
-
-    route: str
-    body: dict[str, Any] = field(default_factory=dict)
-    status: int = 200
-    keys: Sequence[str] = ()
-
-    def run(self, session: Session) -> list[Outcome]:
-        """Ask and look."""
-        outcome = Outcome(f"POST {self.route}")
-        if not session.ours:
-            return [outcome]
-        try:
-            status, answer = 200, session.client.call(f"/accel/v1/{self.route}", self.body)
-        except ApiError as error:
-            status, answer = error.status, {}
-        if status != self.status:
-            outcome.problems.append(f"status {status}, not {self.status}")
-        elif missing := [key for key in self.keys if answer.get(key) in (None, [], 0)]:
-            outcome.problems.append(f"the answer lacks {missing}: {answer}")
-        return [outcome]
+def post(
+    route: str, body: dict[str, Any] | None = None, *, status: int = 200, has: Sequence[str] = ()
+) -> Ask:
+    """POST to a route of ours; the answer must have these keys, or refuse with this status."""
+    return Ask(f"/accel/v1/{route}", (status,), post=True, body=body or {}, has=has)
 
 
 @dataclass(frozen=True)
@@ -110,9 +92,9 @@ class Cancelled:
     def run(self, session: Session) -> list[Outcome]:
         """Begin, wait until it draws, end, and look how it ended."""
         outcome = Outcome(f"benchmark ended by {self.path}")
-        post = Post("benchmark", SIZE | {"steps": 40}, status=409)
+        benchmark = post("benchmark", SIZE | {"steps": 40}, status=409)
         ended: list[Outcome] = []
-        thread = threading.Thread(target=lambda: ended.extend(post.run(session)))
+        thread = threading.Thread(target=lambda: ended.extend(benchmark.run(session)))
         thread.start()
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and not _task(session).get("is_running"):
@@ -147,7 +129,7 @@ class StockInterrupted:
         body["alwayson_scripts"] = {"accel": {"args": [True, True]}}
         thread = threading.Thread(target=lambda: images.extend(session.client.generate(body).images))
         thread.start()
-        _wait_for_step(session, 3)
+        wait_for_step(session.client, 3, thread)
         session.client.call("/sdapi/v1/interrupt", {})
         thread.join(PATIENCE_S)
         if len(images) != 1:
@@ -169,12 +151,12 @@ class CancelledInQueue:
             ended.append("picture")
 
         def measure() -> None:
-            outcome.problems.extend(Post("benchmark", SIZE, status=409).run(session)[0].problems)
+            outcome.problems.extend(post("benchmark", SIZE, status=409).run(session)[0].problems)
             ended.append("benchmark")
 
         threads = [threading.Thread(target=draw), threading.Thread(target=measure)]
         threads[0].start()
-        _wait_for_step(session, 3)
+        wait_for_step(session.client, 3, threads[0])
         threads[1].start()
         time.sleep(1.0)
         session.client.call("/accel/v1/cancel", {})
@@ -183,12 +165,6 @@ class CancelledInQueue:
         if ended != ["benchmark", "picture"]:
             outcome.problems.append(f"ended in the order {ended}")
         return [outcome]
-
-
-def _wait_for_step(session: Session, step: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and progress(session.client)["sampling_step"] < step:
-        time.sleep(0.05)
 
 
 @dataclass(frozen=True)

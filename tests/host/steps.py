@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -165,11 +166,7 @@ class Interrupt:
         long = replace(self.picture, label="long", fields=self.picture.fields | {"steps": 150})
         drawing = threading.Thread(target=session.draw, args=(long,))
         drawing.start()
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline and drawing.is_alive():
-            if progress(session.client)["sampling_step"] >= 2:
-                break
-            time.sleep(0.05)
+        wait_for_step(session.client, 2, drawing)
         began = time.monotonic()
         session.client.call("/sdapi/v1/interrupt", {})
         drawing.join(PATIENCE_S)
@@ -182,6 +179,15 @@ def progress(client: Client) -> dict[str, Any]:
     """State of the generation that runs now."""
     state: dict[str, Any] = client.call("/sdapi/v1/progress?skip_current_image=true")["state"]
     return state
+
+
+def wait_for_step(client: Client, step: int, drawing: threading.Thread) -> None:
+    """Return when the picture that ``drawing`` has asked for is at this step, or done."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and drawing.is_alive():
+        if progress(client)["sampling_step"] >= step:
+            break
+        time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -220,6 +226,8 @@ class Ask:
     post: bool = False
     auth: str = ""
     holds: dict[str, Any] = field(default_factory=dict)
+    body: dict[str, Any] = field(default_factory=dict)  # of a POST
+    has: Sequence[str] = ()  # keys of the answer whose values must not be empty
 
     def run(self, session: Session) -> list[Outcome]:
         """Call it."""
@@ -229,7 +237,7 @@ class Ask:
             return [outcome]
         client, status, answer = Client(session.launch.url, auth=self.auth), 200, {}
         try:
-            answer = client.call(self.path, {} if self.post else None, method=method)
+            answer = client.call(self.path, self.body if self.post else None, method=method)
         except ApiError as error:
             status = error.status
         if status not in self.statuses:
@@ -237,6 +245,8 @@ class Ask:
         wrong = {key: answer.get(key) for key, value in self.holds.items() if answer.get(key) != value}
         if wrong and status == 200:
             outcome.problems.append(f"answered {wrong}, not {self.holds}")
+        if status == 200 and (missing := [key for key in self.has if answer.get(key) in (None, [], 0)]):
+            outcome.problems.append(f"the answer lacks {missing}: {answer}")
         return [outcome]
 
 

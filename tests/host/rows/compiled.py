@@ -6,7 +6,7 @@ from typing import Any
 
 from ..outcome import host
 from ..picture import BASE, Picture, loras, picture, unit
-from ..product_steps import Post
+from ..product_steps import post
 from ..row import Row, row
 from ..steps import GraphsMade, OurOptions, RanCompiled, Step
 
@@ -49,7 +49,7 @@ def rows() -> tuple[Row, ...]:
             "warm-up",
             BASE,
             FORCED,
-            Post("warmup", {"width": 136, "height": 104}, keys=("pictures", "seconds")),
+            post("warmup", {"width": 136, "height": 104}, has=("pictures", "seconds")),
             picture("warm", width=136, height=104),
             RanCompiled(),
         ),

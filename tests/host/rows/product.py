@@ -13,8 +13,8 @@ from ..product_steps import (
     Infotext,
     LeftAlone,
     Lines,
-    Post,
     StockInterrupted,
+    post,
 )
 from ..row import Row, row
 from ..steps import Code, OurOptions
@@ -59,19 +59,19 @@ def rows() -> tuple[Row, ...]:
         row(
             "warm-up",
             BASE,
-            Post("warmup", SIZE, keys=("pictures", "seconds")),
-            Post("warmup", SIZE | {"batch_size": 2}, keys=("pictures",)),
-            Post("warmup", {"width": 100}, status=422),
+            post("warmup", SIZE, has=("pictures", "seconds")),
+            post("warmup", SIZE | {"batch_size": 2}, has=("pictures",)),
+            post("warmup", {"width": 100}, status=422),
             AGAIN,
             OurOptions({"accel_enabled": False}),
-            Post("warmup", SIZE, status=409),
+            post("warmup", SIZE, status=409),
             picture("off", speed=OFF),
         ),
         row(
             "benchmark",
             BASE,
             KEEP,
-            Post("benchmark", SIZE | {"steps": 6}, keys=("rows", "device")),
+            post("benchmark", SIZE | {"steps": 6}, has=("rows", "device")),
             *NOTHING_LEFT,
         ),
         row("benchmark cancelled", BASE, KEEP, Cancelled("/accel/v1/cancel"), *NOTHING_LEFT),
