@@ -10,10 +10,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lib_accel.bench.comparison import picture_difference
 from lib_accel.bench.timing import ACCELERATED, STOCK
 from lib_accel.demo.cases import Outcome, Picture
-from lib_accel.difference import AMPLIFIED
+from lib_accel.difference import AMPLIFIED, difference
 
 # Pixels. The whole is as wide as a page of a repository shows it.
 _WIDTH, _GAP, _PROMPT_GAP, _LABEL, _MARGIN, _TOP = 890, 8, 22, 172, 16, 132
@@ -92,17 +91,17 @@ def grid(
 
 def amplified(outcome: Outcome, prompt: int = 0) -> Picture:
     """What the pictures of a prompt differ by, AMPLIFIED times; black where they are equal."""
-    ours, stock = (outcome.pictures[side][prompt].astype(np.int32) for side in (ACCELERATED, STOCK))
-    far: Picture = np.clip(np.abs(ours - stock) * AMPLIFIED, 0, 255).astype(np.uint8)
-    return far
+    return np.asarray(_apart(outcome, prompt)[1])
+
+
+def _apart(outcome: Outcome, prompt: int) -> tuple[int, Image.Image]:
+    return difference(*(Image.fromarray(outcome.pictures[side][prompt]) for side in (ACCELERATED, STOCK)))
 
 
 def _cells(outcome: Outcome, prompt: int, size_px: tuple[int, int]) -> list[Image.Image]:
-    stock, ours = (outcome.pictures[side][prompt] for side in (STOCK, ACCELERATED))
-    difference = amplified(outcome, prompt)
-    pictures = (stock, ours, difference)
-    cells = [Image.fromarray(each).resize(size_px, Image.Resampling.LANCZOS) for each in pictures]
-    largest = picture_difference(ours, stock)[0]
+    largest, apart = _apart(outcome, prompt)
+    drawn = (Image.fromarray(outcome.pictures[side][prompt]) for side in (STOCK, ACCELERATED))
+    cells = [each.resize(size_px, Image.Resampling.LANCZOS) for each in (*drawn, apart)]
     remark = f"up to {largest} of 255" if largest else "identical"
     pen = ImageDraw.Draw(cells[-1])
     pen.text((6, size_px[1] - 7), remark, "#d0d7de", SMALL.font(), anchor="ls")
