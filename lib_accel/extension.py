@@ -7,8 +7,8 @@ import os
 import platform
 import sys
 import weakref
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from modules import script_callbacks, scripts, shared
@@ -37,6 +37,8 @@ from lib_accel.pictures import Picture, Pictures, StepClock, compared
 from lib_accel.ui.accordion import accordion
 from lib_accel.ui.settings import settings
 from lib_accel.ui.tab import Actions, tab
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _console = logging.getLogger("lib_accel.pictures")  # one line a generation
@@ -231,28 +233,25 @@ def _line(picture: Picture) -> str:
     return f"{picture.steps} steps{speed}, {picture.seconds:.2f} s · {_summary()}"
 
 
-def _summary() -> str:
+def _told(ask: Callable[[], T], otherwise: T) -> T:
+    """What we have to say, for a page that must come out while a model is being loaded on another thread."""
     try:
-        return _operations.summary()
-    except Exception:  # while a model is being loaded on another thread; the accordion must come out
+        return ask()
+    except Exception:  # of a model that changes while it is walked; the next one who asks is told
         _log.exception("no status")
-        return "no status: see the log"
+        return otherwise
+
+
+def _summary() -> str:
+    return _told(_operations.summary, "no status: see the log")
 
 
 def _status() -> Mapping[str, Any]:
-    try:
-        return _operations.status()
-    except Exception:  # as above: the page says that there is none, and asks again
-        _log.exception("no status")
-        return {}
+    return _told(_operations.status, {})
 
 
 def _report() -> str:
-    try:
-        return _operations.report()
-    except Exception:  # as above
-        _log.exception("no report")
-        return "no report: see the log"
+    return _told(_operations.report, "no report: see the log")
 
 
 def _on_cfg_denoiser(params: Any) -> None:

@@ -14,8 +14,8 @@ from lib_accel.advice import advice
 from lib_accel.engine import Engine
 from lib_accel.host import Host
 from lib_accel.painter import Painter, Wanted
-from lib_accel.pictures import Pictures
-from lib_accel.report import Report
+from lib_accel.pictures import Picture, Pictures
+from lib_accel.report import Report, counted
 from lib_accel.tasks.benchmark import NAME as BENCHMARK
 from lib_accel.tasks.benchmark import Benchmark, benchmark
 from lib_accel.tasks.task import Outcome, Task, Tasks
@@ -81,21 +81,13 @@ class Operations:
 
     def report(self) -> str:
         """What a developer needs to know of this installation, to be sent to one."""
-        told = self.status()
-        lines = [f"{name}: {value}" for name, value in self._surroundings().items()]
-        lines += [f"{name}: {value}" for name, value in told["options"].items()]
-        lines += [
-            told["summary"],
-            *(f"{count} x {reason}" for reason, count in _reasons(self._report()).items()),
-        ]
-        lines += [_in_words(picture) for picture in told["pictures"]]
-        graphs = told["graphs"]
-        lines.append(
-            f"graphs: {graphs['graphs']} of {graphs['structures']} structures, {graphs['compile_s']:.0f} s"
-        )
-        lines += [
-            f"  {case['block']} {case['size']}: {case['code']}, {case['reason']}" for case in graphs["cases"]
-        ]
+        report, options = self._report(), asdict(self._host.options())
+        graphs = report.graphs
+        lines = [f"{name}: {value}" for name, value in (*self._surroundings().items(), *options.items())]
+        lines += [report.summary, *(f"{count} x {reason}" for reason, count in _reasons(report).items())]
+        lines += [_in_words(picture) for picture in self._pictures.latest()]
+        lines.append(f"graphs: {graphs.graphs} of {graphs.structures} structures, {graphs.compile_s:.0f} s")
+        lines += [f"  {case.block} {case.size}: {case.code}, {case.reason}" for case in graphs.cases]
         return "\n".join(lines)
 
     def _report(self) -> Report:
@@ -183,10 +175,10 @@ def _amount(what: str, size: int, limit_mib: float | None) -> dict[str, Any]:
     return {"what": what, "mib": size / _MIB, "limit_mib": limit_mib}
 
 
-def _in_words(picture: Mapping[str, Any]) -> str:
-    speed = "" if picture["its_per_s"] is None else f", {picture['its_per_s']:.2f} it/s"
+def _in_words(picture: Picture) -> str:
+    speed = "" if picture.its_per_s is None else f", {picture.its_per_s:.2f} it/s"
     return (
-        f"{picture['ended']} {picture['width']}x{picture['height']} x {picture['batch_size']}, "
-        f"{picture['steps']} steps, {picture['seconds']:.2f} s{speed}, {picture['networks']} LoRAs, "
-        f"{picture['control_models']} ControlNets, {picture['fast']} of {picture['total']} blocks fast"
+        f"{picture.ended} {picture.width}x{picture.height} x {picture.batch_size}, "
+        f"{picture.steps} steps, {picture.seconds:.2f} s{speed}, {counted(picture.networks, 'LoRA')}, "
+        f"{counted(picture.control_models, 'ControlNet')}, {picture.fast} of {picture.total} blocks fast"
     )

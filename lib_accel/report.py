@@ -129,10 +129,10 @@ class Report:
             return "standing aside in the last picture: " + done.reasons.most_common(1)[0][0]
         parts = self._models_in_words()
         if done.networks:
-            merged = f"{_counted(done.networks, 'LoRA')} merged"
+            merged = f"{counted(done.networks, 'LoRA')} merged"
             parts.append(f"{merged} in {1000 * done.fuse_s:.0f} ms" if done.fuse_s >= 0.001 else merged)
         if done.control_models:
-            parts.append(_counted(done.control_models, "ControlNet"))
+            parts.append(counted(done.control_models, "ControlNet"))
         if self.ratio is not None:
             parts.append(f"{self.ratio:.2g}x")
         if done.compiled:
@@ -183,8 +183,9 @@ def _tally(tally: Tally) -> dict[str, Any]:
     return {"blocks": blocks, "reasons": dict(tally.reasons)}
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number > 1 else ''}"
+def counted(number: int, what: str) -> str:
+    """In words: "no LoRA", "1 LoRA", "4 LoRAs"."""
+    return f"{number or 'no'} {what}{'s' if number > 1 else ''}"
 
 
 def _share(tally: Tally) -> str:

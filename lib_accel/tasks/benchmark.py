@@ -12,6 +12,7 @@ from lib_accel.device import device_name
 from lib_accel.engine import Engine
 from lib_accel.errors import TaskError
 from lib_accel.painter import TIMED_STEPS, Painter, Wanted
+from lib_accel.report import counted
 from lib_accel.tasks.session import drawing, refuse_if_nothing_ran
 from lib_accel.tasks.task import Outcome, Task
 
@@ -92,7 +93,7 @@ class _Run:
 
     def step_ms(self, loras: int, prompt: str, side: str) -> float:
         self.task.tell(
-            f"{_loras(loras)}, {'with' if side == ACCELERATED else 'without'} acceleration",
+            f"{counted(loras, 'LoRA')}, {'with' if side == ACCELERATED else 'without'} acceleration",
             self.drawn / self.pictures,
         )
         self.engine.begin_generation()
@@ -111,10 +112,5 @@ def _row(loras: int, stock: Sequence[float], ours: Sequence[float]) -> Row:
     return Row(loras, figures.stock_ms, figures.accelerated_ms, figures.ratio, low, high)
 
 
-def _loras(count: int) -> str:
-    """No LoRA, 1 LoRA, 4 LoRAs."""
-    return f"{count or 'no'} LoRA{'s' if count > 1 else ''}"
-
-
 def _in_words(rows: Sequence[Row]) -> str:
-    return ", ".join(f"{row.ratio:.2f}x with {_loras(row.loras)}" for row in rows)
+    return ", ".join(f"{row.ratio:.2f}x with {counted(row.loras, 'LoRA')}" for row in rows)
