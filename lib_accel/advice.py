@@ -13,6 +13,19 @@ _ADVICE = tuple(
             "draw smaller or fewer pictures at once; the next one is tried fast again",
         ),
         (r"^failed: ", "a fault of this extension. The picture is right. Please copy the report and send it"),
+        (
+            r"move between pictures|no memory for its graph",
+            "start the webui without --medvram, if the memory suffices",
+        ),
+        (r"its graph needs|its graph and others", "raise Settings, Accel, Memory for CUDA graphs"),
+        (
+            r"copy it takes|a replay takes|another thread was",
+            "nothing to do: it is as fast without a graph",
+        ),
+        (
+            r"a replay differs|waits for the device",
+            "the picture is right. Please copy the report and send it",
+        ),
         (r"lora_functional", "untick Settings, Lora, 'functional' LoRA"),
         (r"--upcast-sampling", "start the webui without --upcast-sampling, unless pictures are then black"),
         (r"fp8", "set Settings, Optimizations, FP8 weight to Disable, if the memory suffices"),

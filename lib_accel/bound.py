@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lib_accel.audit import ClassWatch, Snapshot
 from lib_accel.blocks import sample
-from lib_accel.blocks.rules import Rules, rules_for
-from lib_accel.choice import Choice
-from lib_accel.device import SUPPORTED_DEVICES, autocast_dtype, autocast_off, autocast_on
+from lib_accel.calls import ModelCall
 from lib_accel.errors import LayoutError
 from lib_accel.graphs.proof import COMPILED, HOST
 from lib_accel.host import Host
@@ -29,50 +27,12 @@ from lib_accel.steps import HostFailure, Step, choose
 
 _CHOSEN_HOST = "the host's own block was measured to be faster"
 
+# Kernels of a unit, below which it takes as long to replay them, with what is copied in and out.
+_WORTH_LAUNCHING = 8
+
+_serials = itertools.count()
+
 _WEIGHTED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
-
-
-class ModelCall(NamedTuple):
-    """What the blocks of one call of a UNet or control model share (steps.Call)."""
-
-    rules: Rules
-    attention_reason: str | None
-    stand_aside: tuple[str, ...]  # why this call stays with the host altogether
-    device_type: str
-    autocast: torch.dtype | None
-    networks: tuple[Hashable, ...] = ()  # that the weights should carry (host.Host.wanted_networks)
-    choice: Choice | None = None  # None where direct code is all there is
-    is_forced: bool = False  # whether compiled code is asked for, be it faster or not
-
-    def as_host(self) -> AbstractContextManager[None]:
-        """Autocast as the host set it."""
-        return nullcontext() if self.autocast is None else autocast_on(self.device_type, self.autocast)
-
-    def as_ours(self) -> AbstractContextManager[None]:
-        """Autocast off, for functions that follow `rules`."""
-        return nullcontext() if self.autocast is None else autocast_off(self.device_type)
-
-
-def new_call(
-    x: Tensor,
-    stand_aside: Sequence[str],
-    attention_reasons: Sequence[str],
-    networks: tuple[Hashable, ...] = (),
-) -> ModelCall:
-    """The state of the current thread and of the host, as a call with the input `x` finds it."""
-    device_type = x.device.type
-    reasons = list(stand_aside)
-    if torch.is_grad_enabled():
-        reasons.append("gradients are on, as in training")
-    if device_type not in SUPPORTED_DEVICES:
-        reasons.append(f"the device is {device_type}, supported are {' and '.join(SUPPORTED_DEVICES)}")
-        return ModelCall(Rules(), None, tuple(reasons), device_type, None, ())
-    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-        reasons.append("a global forward hook is set")
-    autocast = autocast_dtype(device_type)
-    attention_reason = "; ".join(attention_reasons) or None
-    rules = rules_for(device_type, autocast)
-    return ModelCall(rules, attention_reason, tuple(reasons), device_type, autocast, networks)
 
 
 class NetworkState:
@@ -117,16 +77,18 @@ class BoundUnit:
         self._snapshot = Snapshot(descendants, module, watch)
         self.networks = NetworkState(descendants, mark)
         self.failure: str | None = None
+        self.serial = next(_serials)  # another one for whatever is bound anew
         self._steps: list[Step] = []
-        self._size = 1
+        self.size = 1
         try:
             candidates = unit.candidates(module, trust)
-            self._size = len(candidates)
+            self.size = len(candidates)
             self._steps, slots = choose(candidates)
             self._weights = LiveWeights(slots)
         except (LayoutError, AttributeError) as error:
             self.failure = str(error)
         self._tallies: dict[str | None, Tally] = {}
+        self._is_ours: dict[str | None, bool] = {}
 
     def holds(self) -> bool:
         """Whether the module is still what was bound."""
@@ -134,12 +96,30 @@ class BoundUnit:
 
     def run(self, inputs: Inputs, call: ModelCall) -> Tensor:
         """The unit's output, of new memory."""
-        weights = self._weights.read()
+        weights = self.weights()
         x = inputs.x
         with call.as_ours():
             for step in self._steps:
                 x = step.run(x, inputs.emb, inputs.context, call, weights)
         return x
+
+    def weights(self) -> Sequence[Any]:
+        """All that its steps read besides their inputs, as it is now."""
+        return self._weights.read()
+
+    def is_ours(self, attention_reason: str | None) -> bool:
+        """Whether no live module of the host's is among its steps."""
+        if self.failure is not None or any(step.chosen == HOST for step in self._steps):
+            return False
+        if attention_reason not in self._is_ours:
+            reasons = [step.reasons(attention_reason) for step in self._steps]
+            self._is_ours[attention_reason] = not any(reasons)
+        return self._is_ours[attention_reason]
+
+    @property
+    def is_worth_launching(self) -> bool:
+        """Whether it has so many kernels that to launch them at one blow gains anything."""
+        return sum(step.kernels for step in self._steps) >= _WORTH_LAUNCHING
 
     def count(self, tally: Tally, attention_reason: str | None) -> None:
         """Adds the unit's blocks to a tally; `attention_reason` holds attention back unless None."""
@@ -160,7 +140,7 @@ class BoundUnit:
 
     def count_as_host(self, tally: Tally, reasons: Sequence[str]) -> None:
         """Adds the unit's blocks to a tally, all at host speed for these reasons."""
-        for _ in range(self._size):
+        for _ in range(self.size):
             tally.add(list(reasons))
 
 
@@ -175,6 +155,7 @@ class BoundUNet:
         self._snapshot = Snapshot(modules, unet, watch)
         self.networks = NetworkState(modules, mark)
         self._casts_input = names.unet_casts_input
+        self.serial = next(_serials)
         self.failure: str | None = None
         self._label: LiveWeights | None = None
         try:
@@ -199,12 +180,26 @@ class BoundUNet:
         """Whether the UNet's own code would accept this vector, or the lack of one."""
         return (y is None) == (self._label is None) and (y is None or len(y) == len(x))
 
-    def embed(self, unet: Any, timesteps: Tensor, y: Tensor | None, call: ModelCall) -> Tensor:
-        """The embedding that all blocks of one call share, of timesteps and, for SDXL, the vector `y`."""
+    def weights(self) -> Sequence[Any]:
+        """All that `embed` and `run` read besides their inputs, as it is now."""
+        parts = (self._time, self._out) if self._label is None else (self._time, self._out, self._label)
+        return [weight for part in parts for weight in part.read()]
+
+    def joins_plainly(self, unet: Any, trust: Trust) -> bool:
+        """Whether skips are joined by the host's function, which others may replace to do more."""
+        cat = sys.modules[type(unet).__module__].th.cat
+        return cat is torch.cat or trust(getattr(cat, "__func__", cat))
+
+    def waves(self, unet: Any, timesteps: Tensor) -> Tensor:
+        """What the host embeds timesteps as, (batch, channels); its function may wait for the device."""
         home: Any = sys.modules[type(unet).__module__]
-        steps = home.timestep_embedding(timesteps, unet.model_channels, repeat_only=False)
+        result: Tensor = home.timestep_embedding(timesteps, unet.model_channels, repeat_only=False)
+        return result
+
+    def embed(self, waves: Tensor, y: Tensor | None, call: ModelCall) -> Tensor:
+        """The embedding that all blocks of one call share, of timesteps and, for SDXL, the vector `y`."""
         with call.as_ours():
-            emb = sample.embed(steps, sample.EmbeddingWeights(*self._time.read()), None, call.rules)
+            emb = sample.embed(waves, sample.EmbeddingWeights(*self._time.read()), None, call.rules)
             if self._label is not None and y is not None:
                 emb = emb + sample.embed(y, sample.EmbeddingWeights(*self._label.read()), None, call.rules)
         return emb

@@ -125,6 +125,7 @@ class Choice:
         self._cases: dict[_Key, _Case] = {}
         self._lock = threading.Lock()
         self._version = 0
+        self._codes = 0
         self._surroundings: dict[str, str] = {}
         self._began_at = time.monotonic()
         self._proof_s = 0.0
@@ -143,6 +144,12 @@ class Choice:
             return self
         self.rest()
         return None
+
+    def settled(self) -> int | None:
+        """A number that changes with the codes that blocks run, or None while a graph waits for its proof."""
+        if any(case.wants_proof for case in list(self._cases.values())):
+            return None
+        return self._codes
 
     def rest(self) -> None:
         """Stops asking for graphs, where nobody wants them now."""
@@ -356,8 +363,10 @@ class Choice:
     def apply(self) -> None:
         """Puts what was found out into effect; not while a picture is made."""
         with self._lock:
+            before = [(case.code, case.graph) for case in self._cases.values()]
             for case in self._cases.values():
                 case.apply()
+            self._codes += before != [(case.code, case.graph) for case in self._cases.values()]
             self._version += 1
         self._began_at, self._proof_s = time.monotonic(), 0.0
 
@@ -380,6 +389,7 @@ class Choice:
         with self._lock:
             self._cases.clear()
             self._version += 1
+            self._codes += 1
             self._failures = []
             return self._verdicts.clear()
 

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
-import threading
 import traceback
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from lib_accel import __version__
-from lib_accel.audit import ClassWatch
-from lib_accel.bound import BoundUNet, BoundUnit, ModelCall, new_call
+from lib_accel.bindings import Bindings
+from lib_accel.calls import ModelCall, Thread, new_call
 from lib_accel.choice import Choice
 from lib_accel.device import OUT_OF_MEMORY
 from lib_accel.errors import LayoutError
+from lib_accel.graphs.cuda_graph import launcher_of_this_process
+from lib_accel.graphs.launch import Launches, Outcome
+from lib_accel.graphs.launcher import Launcher
 from lib_accel.graphs.proof import COMPILED, HOST
 from lib_accel.graphs.verdicts import Verdicts
 from lib_accel.graphs.workshop import workshop_of_this_process
 from lib_accel.host import Host
+from lib_accel.launching import Launching
 from lib_accel.layouts import ENTRIES
 from lib_accel.layouts.compvis import Family
-from lib_accel.layouts.entries import Entry, Inputs, Model, UNet, Unit
+from lib_accel.layouts.entries import Arguments, Entry, Inputs, Model, UNet, Unit
 from lib_accel.layouts.reading import COMPILED as BY_OTHERS
-from lib_accel.layouts.reading import class_name, is_compiled, is_original
-from lib_accel.patching import Method, is_ours, junction
+from lib_accel.layouts.reading import is_compiled
+from lib_accel.patching import Method, junction
 from lib_accel.report import Generation, ModelReport, Report, Tally
 from lib_accel.steps import HostFailure
 
@@ -46,21 +47,15 @@ class Engine:
     other extensions need no registration, and a model that the host drops is freed.
     """
 
-    def __init__(self, host: Host, choice: Choice | None = None) -> None:
-        """`choice`: None for one that keeps what it finds out in the host's folder."""
+    def __init__(self, host: Host, choice: Choice | None = None, launches: Launches | None = None) -> None:
+        """`choice` and `launches`: None for those that keep what they find out in the host's folder."""
         self._host = host
-        self._choice = choice or Choice(
-            Verdicts(host.cache_folder()), workshop_of_this_process(), host.is_busy
-        )
-        self._entries: dict[type, Entry] = {}  # of the classes that are patched
-        self._replaced: dict[type, str] = {}  # of those, what somebody had replaced before us, and the reason
-        self._units: WeakKeyDictionary[nn.Module, BoundUnit] = WeakKeyDictionary()
-        self._unets: WeakKeyDictionary[nn.Module, BoundUNet] = WeakKeyDictionary()
-        self._broken: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        verdicts = Verdicts(host.cache_folder())
+        self._choice = choice or Choice(verdicts, workshop_of_this_process(), host.is_busy)
+        self._bindings = Bindings(host)
+        self._launching = Launching(host, self._bindings, launches or Launches(_launchers(), verdicts))
         self._is_attached = False
-        self._watch = ClassWatch()
-        self._thread = _Thread()
-        self._lock = threading.RLock()  # around what is bound and watched: reports come from other threads
+        self._thread = Thread()
         self._logged: set[tuple[str, str]] = set()
         self.generation = Generation()
 
@@ -71,46 +66,40 @@ class Engine:
             home, _, name = entry.path.rpartition(".")
             owner = getattr(sys.modules.get(home), name, None)
             if owner is not None:
-                self._entries[owner] = entry
-                self._join(owner, entry)
-        self._broken.clear()
-
-    def _join(self, owner: type, entry: Entry) -> None:
-        place = junction(owner, "forward")
-        place.join(self)
-        self._replaced.pop(owner, None)
-        if not (
-            isinstance(entry, Model) or is_original(owner, place.original) or self._trusts(place.original)
-        ):
-            self._replaced[owner] = f"{class_name(owner)}.forward had been replaced before us"
+                place = junction(owner, "forward")
+                place.join(self)
+                self._bindings.enter(owner, entry, place.original)
+        self._bindings.broken.clear()
 
     def detach(self) -> None:
         """Puts every class back as it was; what others captured of ours goes on as the original."""
         self._is_attached = False
         self._choice.cancel()
-        for owner in self._entries:
+        for owner in self._bindings.entries:
             junction(owner, "forward").leave(self)
-        self._forget()
+        self._bindings.forget()
+        self._launching.release()
 
     def bind(self, *models: nn.Module) -> None:
         """Binds the units of models ahead of their first call, so that the report can speak of them.
 
         Forgets what was bound before: a patch on a block may hold the whole model, and we hold the block.
         """
-        with self._lock:
-            self._forget()
+        with self._bindings.lock:
+            self._bindings.forget()
             for model in models:
-                for module, unit in self._units_of(model):
-                    self._bound_unit(module, unit)
-
-    def _forget(self) -> None:
-        self._units = WeakKeyDictionary()
-        self._unets = WeakKeyDictionary()
+                for module, unit in self._bindings.units_of(model):
+                    self._bindings.unit(module, unit)
 
     def begin_generation(self) -> None:
         """Starts the counters of the report anew, and puts into effect what was found out about codes."""
         self._choice.apply()
+        self._launching.begin_generation()
         self.generation = Generation(networks=self.generation.networks)
+
+    def release_memory(self) -> None:
+        """Drops all CUDA graphs, for somebody who needs the memory. What is drawn again is captured again."""
+        self._launching.release()
 
     def warm_up(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
         """Compiles all that calls so far have asked for, instead of when nothing else is going on.
@@ -132,29 +121,29 @@ class Engine:
     def report(self) -> Report:
         """What runs how, and why. May be asked from any thread."""
         enabled = self._is_attached and self._host.options().enabled
-        with self._lock:
-            self._watch.look()
+        with self._bindings.lock:
+            self._bindings.watch.look()
             tallies = [(name, self._tally_of(model)) for name, model in self._host.models()]
         models = [ModelReport(name, tally) for name, tally in tallies if tally.total]
         stand_aside = list(self._host.stand_aside_reasons())
-        graphs = self._choice.report()
-        return Report(__version__, enabled, stand_aside, models, self.generation.copy(), graphs)
+        graphs, launches = self._choice.report(), self._launching.report()
+        return Report(__version__, enabled, stand_aside, models, self.generation.copy(), graphs, launches)
 
     def _tally_of(self, model: nn.Module) -> Tally:
         tally = Tally()
         attention_reason = "; ".join(self._host.attention_reasons()) or None
         compiled = {inner for outer in model.modules() if is_compiled(outer) for inner in outer.modules()}
-        for module, unit in self._units_of(model):
-            bound = self._bound_unit(module, unit)
+        for module, unit in self._bindings.units_of(model):
+            bound = self._bindings.unit(module, unit)
             if module in compiled:  # its calls are traced, so none comes to us
                 bound.count_as_host(tally, [BY_OTHERS])
-            elif (failure := self._failure(module, None)) is not None:
+            elif (failure := self._bindings.failure(module, None)) is not None:
                 bound.count_as_host(tally, [failure])
             else:
                 bound.count(tally, attention_reason)
-        entry = self._entries.get(type(model))
+        entry = self._bindings.entries.get(type(model))
         if isinstance(entry, UNet):
-            failure = self._failure(model, self._bound_unet(model, entry.names).failure)
+            failure = self._bindings.failure(model, self._bindings.unet(model, entry.names).failure)
             tally.add([] if failure is None else [failure])
         return tally
 
@@ -168,7 +157,9 @@ class Engine:
         self, module: nn.Module, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """What a call of a patched class's `forward` gives: ours, or the original's."""
-        entry = self._entries.get(type(module))
+        entry = self._bindings.entries.get(type(module))
+        if self._thread.recorded is not None:
+            return self._run_recorded(self._thread.recorded, entry, module, original, args, kwargs)
         activity = self._choice.activity
         activity.enter()
         try:
@@ -181,6 +172,21 @@ class Engine:
             return original(module, *args, **kwargs)  # a subclass, which may do anything
         finally:
             activity.leave()
+
+    def _run_recorded(
+        self,
+        call: ModelCall,
+        entry: Entry | None,
+        module: nn.Module,
+        original: Method,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """A call inside of a model that is run as a whole: nothing is asked, counted or caught."""
+        bound = self._bindings.known_unit(module)
+        if not isinstance(entry, Unit) or bound is None or not entry.applies(module):
+            return original(module, *args, **kwargs)
+        return entry.output(module, bound.run(entry.inputs(*args, **kwargs), call), kwargs)
 
     def _receive_unit(
         self, unit: Unit, module: nn.Module, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -227,8 +233,24 @@ class Engine:
             self._count(call)
         if entry.begins_pictures and not self._host.tells_generations:
             self._choice.apply()
+        if entry.as_tensors is not None and call.launch is not None:
+            outcome = self._run_whole_model(
+                model, original, entry.as_tensors(Arguments(tuple(args), dict(kwargs))), call
+            )
+            if outcome.is_done:
+                return outcome.result
+            call = call if outcome.is_given_up else call._replace(launch=None)
         with self._thread.inside(call):
             return original(model, *args, **kwargs)
+
+    def _run_whole_model(
+        self, model: nn.Module, original: Method, given: Arguments, call: ModelCall
+    ) -> Outcome:
+        def compute(given: Arguments) -> Any:
+            with self._thread.recording(call):
+                return original(model, *given.args, **given.kwargs)
+
+        return self._launching.whole(model, compute, given, call, self.generation)
 
     def _dispatch(
         self, module: nn.Module, run_ours: Callable[[], Tensor | None], run_hosts: Callable[[], Any]
@@ -243,6 +265,8 @@ class Engine:
             host_error = error.cause
         except Exception as error:  # an image must come out; _note_failure sees that nothing hides
             failure = _Failure.of(error)
+            if failure.is_passing:
+                self._launching.release()
         if host_error is not None:  # raised out here, where nothing is chained to it
             try:
                 raise host_error
@@ -262,12 +286,13 @@ class Engine:
         call = self._thread.call_with(inputs.emb) or self._begin_call(inputs.x, inputs.emb)
         if _SWITCHED_OFF in call.stand_aside:
             return None
-        bound = self._bound_unit(module, unit)
-        if reasons := self._reasons(module, bound.failure, call):
+        bound = self._bindings.unit(module, unit)
+        if reasons := self._bindings.reasons(module, bound.failure, call):
             bound.count_as_host(self.generation, reasons)
             return None
         bound.networks.ensure(self._host, call.networks, self.generation)
-        result = bound.run(inputs, call)
+        outcome = self._launching.unit(module, bound, inputs, call, self.generation)
+        result: Tensor = outcome.result if outcome.is_done else bound.run(inputs, call)
         bound.count(self.generation, call.attention_reason)
         return result
 
@@ -276,29 +301,38 @@ class Engine:
         call = self._new_call(given.x)
         if _SWITCHED_OFF in call.stand_aside:
             return None
-        bound = self._bound_unet(unet, names)
-        if reasons := self._reasons(unet, bound.failure, call):
+        bound = self._bindings.unet(unet, names)
+        if reasons := self._bindings.reasons(unet, bound.failure, call):
             self.generation.add(reasons)
             return None
         if not bound.takes(given.x, given.y):
             return None
         bound.networks.ensure(self._host, call.networks, self.generation)
-        emb = bound.embed(unet, given.timesteps, given.y, call)
-        self._remember(emb, call)
-        result = bound.run(unet, given.x, emb, given.context, call)
+        waves = bound.waves(unet, given.timesteps)
+
+        def compute(inputs: Sequence[Any]) -> Tensor:
+            x, waves, context, y = inputs
+            try:
+                with self._thread.recording(call):
+                    return bound.run(unet, x, bound.embed(waves, y, call), context, call)
+            except HostFailure as error:  # for the launcher, which knows of no host
+                raise error.cause from None
+
+        outcome = Outcome(is_given_up=True)
+        if bound.joins_plainly(unet, self._bindings.trusts):
+            inputs = given.x, waves, given.context, given.y
+            outcome = self._launching.whole(unet, compute, inputs, call, self.generation, own=bound)
+        if outcome.is_done:
+            self._count(call)
+            self.generation.replayed += outcome.is_replayed
+            result: Tensor = outcome.result
+        else:
+            call = call if outcome.is_given_up else call._replace(launch=None)
+            emb = bound.embed(waves, given.y, call)
+            self._remember(emb, call)
+            result = bound.run(unet, given.x, emb, given.context, call)
         self.generation.add([])
         return result
-
-    def _reasons(self, module: nn.Module, unread: str | None, call: ModelCall) -> Sequence[str]:
-        """Why a module stays with the host in this call; empty if it does not."""
-        if call.stand_aside:
-            return call.stand_aside
-        failure = self._failure(module, unread)
-        return () if failure is None else (failure,)
-
-    def _failure(self, module: nn.Module, unread: str | None) -> str | None:
-        """Why a module stays with the host in any call; `unread`: why it could not be read, if so."""
-        return self._replaced.get(type(module)) or self._broken.get(module, unread)
 
     def _begin_call(self, x: Tensor, emb: Any) -> ModelCall:
         """The state shared by all blocks of one call of a model: those that are handed the same embedding."""
@@ -328,47 +362,26 @@ class Engine:
         if choice is not None:
             call = call._replace(choice=choice, is_forced=options.code == COMPILED)
         if not call.stand_aside:
-            with self._lock:
-                self._watch.look()
-        return call
-
-    def _bound_unit(self, module: nn.Module, unit: Unit) -> BoundUnit:
-        bound = self._units.get(module)
-        if bound is None or not bound.holds():
-            with self._lock:
-                mark = self._host.network_mark
-                bound = self._units[module] = BoundUnit(module, unit, self._trusts, mark, self._watch)
-        return bound
-
-    def _bound_unet(self, unet: nn.Module, names: Family) -> BoundUNet:
-        bound = self._unets.get(unet)
-        if bound is None or not bound.holds():
-            with self._lock:
-                mark = self._host.network_mark
-                bound = self._unets[unet] = BoundUNet(unet, names, self._trusts, mark, self._watch)
-        return bound
-
-    def _trusts(self, method: Callable[..., Any]) -> bool:
-        return is_ours(method) or self._host.trusts(method)
-
-    def _units_of(self, model: nn.Module) -> Iterator[tuple[nn.Module, Unit]]:
-        for module in model.modules():
-            entry = self._entries.get(type(module))
-            if isinstance(entry, Unit) and entry.applies(module):
-                yield module, entry
+            with self._bindings.lock:
+                self._bindings.watch.look()
+        return call._replace(launch=self._launching.terms(options, call, x.device))
 
     def _note_failure(self, module: nn.Module, failure: _Failure) -> None:
         message = f"failed: {failure.kind}: {failure.message}"
-        if (bound := self._units.get(module)) is not None:
+        if (bound := self._bindings.known_unit(module)) is not None:
             bound.count_as_host(self.generation, [message])
         else:
             self.generation.add([message])
         if not failure.is_passing:
-            self._broken[module] = message
+            self._bindings.broken[module] = message
         key = type(module).__name__, failure.kind
         if key not in self._logged:
             self._logged.add(key)
             _log.error("%s %s; the host's own module ran instead\n%s", key[0], message, failure.traceback)
+
+
+def _launchers() -> dict[str, Launcher]:
+    return {"cuda": launcher_of_this_process()} if torch.cuda.is_available() else {}
 
 
 class _Failure(NamedTuple):
@@ -398,32 +411,3 @@ class _Hosts(NamedTuple):
     """What the host's own code returned, in whatever form."""
 
     result: Any
-
-
-class _Thread(threading.local):
-    """The call of a model on this thread: the one that runs, or else the latest.
-
-    The latest is known by its embedding, which is held weakly, as it lives no longer.
-    """
-
-    _running: ModelCall | None = None
-    _emb: weakref.ref[Any] | None = None
-    _call: ModelCall | None = None
-
-    @contextlib.contextmanager
-    def inside(self, call: ModelCall) -> Iterator[None]:
-        """All units that are called in the block belong to this call."""
-        before, self._running = self._running, call
-        try:
-            yield
-        finally:
-            self._running = before
-
-    def call_with(self, emb: Any) -> ModelCall | None:
-        if self._running is not None:
-            return self._running
-        return self._call if emb is not None and self._emb is not None and self._emb() is emb else None
-
-    def remember(self, emb: Any, call: ModelCall) -> None:
-        self._emb = weakref.ref(emb) if isinstance(emb, Tensor) else None
-        self._call = call

@@ -6,11 +6,12 @@ AccelError
 ├── TaskError        a warm-up or benchmark that cannot be done as asked, or not now
 │   └── TaskCancelled    one that its user ended
 ├── LayoutError      a module is not of the shape that its class promises
-└── CompileError     a block cannot be compiled
+├── CompileError     a block cannot be compiled
+└── CaptureError     a call cannot be captured in a graph
 
-LayoutError and CompileError never end a generation: the part concerned runs as the host's own module, or
-uncompiled, and the report says why. The others answer a request that cannot be met, before anything is
-changed. Rooms have their own beside their code: lora (LoraError), demo (DemoError).
+LayoutError, CompileError and CaptureError never end a generation: the part concerned runs as the host's own
+module, uncompiled, or kernel by kernel, and the report says why. The others answer a request that cannot be
+met, before anything is changed. Rooms have their own beside their code: lora (LoraError), demo (DemoError).
 """
 
 from __future__ import annotations
@@ -42,3 +43,7 @@ class TaskCancelled(TaskError):
 
 class CompileError(AccelError):
     """There is no graph for a block. The message is the reason that the report shows."""
+
+
+class CaptureError(AccelError):
+    """A call cannot be captured in a graph. The message is the reason that the report shows."""

@@ -28,6 +28,7 @@ from lib_accel.hosts.webui_comparison import Stock, add_to, draw_stock, show_ins
 from lib_accel.hosts.webui_journal import Journal, control_units, merged_networks
 from lib_accel.hosts.webui_lora import find_network
 from lib_accel.hosts.webui_lora_files import KeptNetworks, ReadAhead
+from lib_accel.hosts.webui_memory import making_room
 from lib_accel.hosts.webui_painting import WebuiPainter
 from lib_accel.operations import Operations
 from lib_accel.options import CODES
@@ -61,7 +62,13 @@ _kept = KeptNetworks(
     _count_loading,
 )
 _read_ahead = ReadAhead(find_network)
-_loading: Patch | None = None  # of the Lora extension, if that is there
+
+# Functions that are ours while we are attached, by the module they are in, which may be missing.
+_PATCHED: Mapping[str, Callable[[Any], Patch]] = {
+    "networks": lambda module: Patch(module, "load_network", _kept.loading),
+    "modules.upscaler": lambda module: Patch(module.Upscaler, "upscale", making_room(_engine.release_memory)),
+}
+_patches: dict[str, Patch] = {}  # by the same modules
 _clock, _pictures = StepClock(), Pictures()
 _journal = Journal(_clock)
 
@@ -117,19 +124,19 @@ def register() -> None:
 
 def _attach() -> None:
     """Idempotent: a package of model classes, or the Lora extension, may have been imported since."""
-    global _loading
     _engine.attach()
-    networks = sys.modules.get("networks")
-    if networks is not None:
-        if _loading is None:
-            _loading = Patch(networks, "load_network", _kept.loading)
-        _loading.apply()
+    for name, patched in _PATCHED.items():
+        module = sys.modules.get(name)
+        if module is not None:
+            if name not in _patches:
+                _patches[name] = patched(module)
+            _patches[name].apply()
 
 
 def _detach() -> None:
     _operations.cancel()
-    if _loading is not None:
-        _loading.undo()
+    for patch in _patches.values():
+        patch.undo()
     _kept.clear()
     _engine.detach()
 
@@ -261,6 +268,7 @@ def _on_cfg_denoiser(params: Any) -> None:
 def _on_model_loaded(model: Any) -> None:
     _attach()
     _kept.clear()  # a network holds on to the layers that it was read for
+    _engine.release_memory()  # the graphs of a model that is gone, or has other weights
     _engine.bind(*(each for _, each in _host.models()))
     _log.info("Accel: %s", _summary())
 

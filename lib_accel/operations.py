@@ -71,11 +71,11 @@ class Operations:
                 {"name": name, "unet": unet, "text_encoder": text_encoder}
                 for name, unet, text_encoder in self._networks.merged()
             ],
-            "memory": list(self._memory()),
+            "memory": list(self._memory(report)),
             "cache": self._cache(),
             "task": None if task is None else task.as_dict(),
             "benchmark": None if self._benchmark is None else self._benchmark.as_dict(),
-            "advice": {reason: advice(reason) for reason in _reasons(report)},
+            "advice": {reason: advice(reason) for reason in (*_reasons(report), *report.launches.reasons)},
             "options": asdict(self._host.options()),
         }
 
@@ -88,6 +88,12 @@ class Operations:
         lines += [_in_words(picture) for picture in self._pictures.latest()]
         lines.append(f"graphs: {graphs.graphs} of {graphs.structures} structures, {graphs.compile_s:.0f} s")
         lines += [f"  {case.block} {case.size}: {case.code}, {case.reason}" for case in graphs.cases]
+        launches = report.launches
+        lines.append(
+            f"CUDA graphs: {launches.graphs} in {launches.mib:.0f} MiB, {launches.captures} captured in "
+            f"{launches.capture_s:.1f} s, {launches.replays} replays, {launches.evicted} dropped for memory"
+        )
+        lines += [f"  {count} x {reason}" for reason, count in launches.reasons.items()]
         return "\n".join(lines)
 
     def _report(self) -> Report:
@@ -101,10 +107,12 @@ class Operations:
         report.was_off = any(not picture.is_accelerated for picture in self._pictures.latest()[:1])
         return report
 
-    def _memory(self) -> Iterable[dict[str, Any]]:
-        limit_mib = float(self._host.options().lora_cache_mib)
-        yield _amount("LoRA files kept", self._networks.kept_bytes(), limit_mib)
+    def _memory(self, report: Report) -> Iterable[dict[str, Any]]:
+        options = self._host.options()
+        yield _amount("LoRA files kept", self._networks.kept_bytes(), float(options.lora_cache_mib))
         device = self._painter.device()
+        if report.launches.captures:
+            yield _amount("CUDA graphs", int(report.launches.mib * _MIB), float(options.graph_memory_mib))
         if device.type == "cuda" and torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info(device)
             yield _amount("GPU memory, all programs", total - free, total / _MIB)

@@ -7,6 +7,7 @@ from typing import Any
 
 from lib_accel.errors import OptionError
 
+LAUNCHES = ("auto", "graph", "eager")
 CODES = ("auto", "direct", "measured", "compiled", "host")
 
 
@@ -41,6 +42,19 @@ class Options:
         "torch.compile where that is right and faster on this machine, after minutes of compiling; compiled: "
         "wherever it is right, be it faster or not; host: without the extension, to compare with",
         CODES,
+    )
+    launch: str = _option(
+        "auto",
+        "Launch of the blocks",
+        "auto: on an NVIDIA GPU what was drawn before in a size is replayed as a CUDA graph, where that is "
+        "right and not slower; graph: wherever it is right; eager: kernel by kernel, as in the webui itself",
+        LAUNCHES,
+    )
+    graph_memory_mib: int = _option(
+        2048,
+        "Memory for CUDA graphs, MiB",
+        "of the GPU's, and never more than an eighth of it; what needs more is launched kernel by kernel",
+        slider=(32768, 256),
     )
     exact_loras: bool = _option(
         False,

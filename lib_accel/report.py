@@ -51,6 +51,7 @@ class Generation(Tally):
     """What happened since the latest generation began."""
 
     model_calls: int = 0  # calls of UNets and control models
+    replayed: int = 0  # blocks that were launched by a graph
     fuse_s: float = 0.0  # seconds in which weights were made to carry the wanted networks
     load_s: float = 0.0  # seconds in which the host read networks
     networks: int = 0  # how many networks the weights carried last
@@ -99,6 +100,19 @@ class GraphReport:
     cases: list[CaseReport] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class LaunchReport:
+    """Calls that are replayed as one recording: on a GPU, CUDA graphs."""
+
+    graphs: int = 0  # that can be replayed now
+    mib: float = 0.0  # of memory for them
+    captures: int = 0  # since the start, as are the following
+    replays: int = 0
+    evicted: int = 0
+    capture_s: float = 0.0
+    reasons: Mapping[str, int] = field(default_factory=dict)  # why calls are launched kernel by kernel
+
+
 @dataclass
 class Report:
     """Everything that the status shows."""
@@ -109,6 +123,7 @@ class Report:
     models: list[ModelReport]
     generation: Generation
     graphs: GraphReport = field(default_factory=GraphReport)
+    launches: LaunchReport = field(default_factory=LaunchReport)
     # Stock's time of a step divided by ours, if pictures like the latest were compared.
     ratio: float | None = None
     was_off: bool = False  # whether the latest picture was drawn without us, as its user asked
@@ -135,12 +150,14 @@ class Report:
             parts.append(counted(done.control_models, "ControlNet"))
         if self.ratio is not None:
             parts.append(f"{self.ratio:.2g}x")
+        if done.replayed:
+            parts.append(f"{_share(done, done.replayed)} of the last picture's blocks by CUDA graph")
         if done.compiled:
             parts.append(f"{done.compiled} of {done.total} blocks of the last picture compiled")
         if self.graphs.pending:
             parts.append(f"{self.graphs.pending} graphs to be compiled")
         if done.host:
-            parts.append(f"{_share(done)} of the last picture's blocks fast")
+            parts.append(f"{_share(done, done.fast)} of the last picture's blocks fast")
         reasons = self.generation.reasons + sum((m.blocks.reasons for m in self.models), Counter())
         if reasons:
             parts.append("mostly because: " + reasons.most_common(1)[0][0])
@@ -168,12 +185,14 @@ class Report:
             "generation": _tally(generation)
             | {
                 "model_calls": generation.model_calls,
+                "replayed": generation.replayed,
                 "fuse_s": generation.fuse_s,
                 "load_s": generation.load_s,
                 "networks": generation.networks,
                 "control_models": generation.control_models,
             },
             "graphs": asdict(self.graphs),
+            "launches": asdict(self.launches),
             "summary": self.summary,
         }
 
@@ -188,5 +207,5 @@ def counted(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'s' if number > 1 else ''}"
 
 
-def _share(tally: Tally) -> str:
-    return f"{100 * tally.fast / tally.total:.0f} %"
+def _share(tally: Tally, part: int) -> str:
+    return f"{100 * part / tally.total:.0f} %"

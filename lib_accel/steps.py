@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lib_accel.blocks import sample, transformer
-from lib_accel.blocks.kinds import CONTEXT, EMB, compute
+from lib_accel.blocks.kinds import CONTEXT, EMB, KINDS, compute
 from lib_accel.blocks.rules import Rules
 from lib_accel.choice import Block, Choice
 from lib_accel.errors import LayoutError
@@ -54,6 +54,10 @@ class Step(Protocol):
 
     chosen: str | None  # the code that the choice took at the latest call, if it is not direct
 
+    @property
+    def kernels(self) -> int:
+        """About how many kernels a GPU runs for it."""
+
     def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
         """The block's output; `weights` are those of the whole unit."""
 
@@ -85,6 +89,7 @@ class _Live:
     """The live module, called as its owner calls it."""
 
     chosen: str | None = None
+    kernels = 0  # nobody knows
 
     def __init__(self, reason: str, call_live: Callable[[Tensor, Any, Any], Tensor]) -> None:
         self._reason, self._call_live = reason, call_live
@@ -110,6 +115,7 @@ class _Direct:
         self._block, self._own, self._spec = Block(kind, spec), own, spec
         self._live = None if call_live is None else _Live("", call_live)
         self.chosen: str | None = None
+        self.kernels = self._block.kind.kernels
 
     def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
         kind = self._block.kind
@@ -142,6 +148,7 @@ class _DirectResize:
         self._doubling = _Direct("upsample", own, spec, call_live)
         self._resizing = _Direct("resize", own, spec, call_live)
         self.chosen: str | None = None
+        self.kernels = self._resizing.kernels
 
     def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
         step = self._doubling if context is None else self._resizing
@@ -171,6 +178,7 @@ class _DirectImageAttention(_Direct):
 
 class _DirectSiLU:
     chosen: str | None = None
+    kernels = 1
 
     def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
         return sample.silu(x)
@@ -275,6 +283,7 @@ class _DirectTransformer:
     def __init__(self, own: slice, spec: Any, depths: Sequence[_Depth]) -> None:
         self._own, self._spec, self._depths = own, spec, depths
         self.chosen: str | None = None
+        self.kernels = KINDS["transformer block"].kernels * len(depths)
 
     def run(self, x: Tensor, emb: Any, context: Any, call: Call, weights: Weights) -> Tensor:
         contexts = context if isinstance(context, list) else [context]

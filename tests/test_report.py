@@ -106,6 +106,7 @@ def test_report_can_be_sent_as_json_and_comes_back_equal() -> None:
 
 def test_sent_report_has_every_number_under_its_name() -> None:
     generation = Generation(direct=7, networks=1, fuse_s=0.5, load_s=0.25, model_calls=40, control_models=2)
+    generation.replayed = 3
     generation.add(["a preview"])
     sent = report([UNET], generation).as_dict()
     assert (sent["version"], sent["enabled"], sent["stand_aside"]) == ("1.2.3", True, [])
@@ -115,6 +116,7 @@ def test_sent_report_has_every_number_under_its_name() -> None:
         "blocks": {"direct": 7, "compiled": 0, "host": 1},
         "reasons": {"a preview": 1},
         "model_calls": 40,
+        "replayed": 3,
         "fuse_s": 0.5,
         "load_s": 0.25,
         "networks": 1,

@@ -41,6 +41,8 @@ def _status(**changes: Any) -> dict[str, Any]:
         "generation": {**slow, "model_calls": 41, "fuse_s": 0.033, "load_s": 0.007, "networks": 5},
         "graphs": {"structures": 17, "graphs": 19, "compile_s": 76.1, "pending": 6, "making": "GEGLU"}
         | {"recompiles": 8, "reasons": ["a guard failed"], "cases": [case]},
+        "launches": {"graphs": 27, "mib": 311.4, "captures": 31, "replays": 1904, "evicted": 4}
+        | {"capture_s": 2.6, "reasons": {"its weights move between pictures": 13}},
         "pictures": [picture],
         "networks": [{"name": "style", "unet": 0.8, "text_encoder": 0.25}],
         "memory": [{"what": "LoRA files kept", "mib": 12.0, "limit_mib": 512.0}],
@@ -118,6 +120,11 @@ def test_text_in_place_of_numbers_does_no_harm() -> None:
         *("18:31:07", "1.52", "13.2", "in 31 ms", "50 %", "1.62x", "7"),
         *("41 calls of models", "merged in 33 ms", "read in 7 ms", "LoRAs: 5"),
         *(
+            "27 graphs in 311 MiB",
+            "31 captured in 2.6 s",
+            "1904 replays",
+            "4 dropped for lack of memory",
+            "its weights move between pictures",
             "19 graphs for 17 structures",
             "1 min 16 s",
             "8 recompiled",
@@ -253,7 +260,7 @@ def test_a_picture_without_the_extension_says_off_in_place_of_fast_blocks() -> N
 
 
 @pytest.mark.parametrize(
-    "part", ["headline", "models", "pictures", "benchmark", "memory", "graphs", "settings"]
+    "part", ["headline", "models", "pictures", "benchmark", "memory", "graphs", "settings", "launches"]
 )
 def test_the_same_status_gives_the_same_page_and_time_changes_only_the_task(part: str) -> None:
     later = _status(task=_status()["task"] | {"elapsed_s": 66, "done": 0.4})

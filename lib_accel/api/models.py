@@ -35,6 +35,7 @@ class Generation(BaseModel):
     blocks: Blocks
     reasons: dict[str, int]
     model_calls: int
+    replayed: int
     fuse_s: float
     load_s: float
     networks: int
@@ -67,6 +68,18 @@ class Graphs(BaseModel):
     pending: int
     making: str | None
     cases: list[Case]
+
+
+class Launches(BaseModel):
+    """Calls that are replayed as CUDA graphs; `reasons` counts why others are launched kernel by kernel."""
+
+    graphs: int
+    mib: float
+    captures: int
+    replays: int
+    evicted: int
+    capture_s: float
+    reasons: dict[str, int]
 
 
 class Picture(BaseModel):
@@ -156,6 +169,8 @@ class Settings(BaseModel):
 
     enabled: bool
     code: str
+    launch: str
+    graph_memory_mib: int
     exact_loras: bool
     lora_cache_mib: int
     infotext: bool
@@ -170,6 +185,7 @@ class Status(BaseModel):
     models: list[Model]
     generation: Generation
     graphs: Graphs
+    launches: Launches
     summary: str
     pictures: list[Picture]
     networks: list[Network]

@@ -30,6 +30,7 @@ class Kind(NamedTuple):
     varies: tuple[int, ...] = _IMAGE  # dimensions of x
     varies_besides: tuple[int, ...] = ()  # dimensions of what it takes
     is_compiled: bool = False  # whether a compiler finds several operations to join
+    kernels: int = 1  # about how many a GPU runs for it
 
 
 def compute(kind: Kind, x: Tensor, besides: Any, weights: Sequence[Any], spec: Any, rules: Rules) -> Tensor:
@@ -44,7 +45,7 @@ def compute(kind: Kind, x: Tensor, besides: Any, weights: Sequence[Any], spec: A
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "residual": Kind(
-            lambda *given: res.res_block(*given), res.ResWeights, EMB, _IMAGE, _ROWS, is_compiled=True
+            lambda *given: res.res_block(*given), res.ResWeights, EMB, _IMAGE, _ROWS, True, kernels=10
         ),
         "transformer block": Kind(
             lambda *given: transformer.transformer_block(*given),
@@ -53,18 +54,28 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             _TOKENS,
             _TOKENS,
             is_compiled=True,
+            kernels=25,
         ),
-        "upsample": Kind(lambda *given: sample.upsample(*given), sample.ConvWeights, is_compiled=True),
-        "out": Kind(lambda *given: sample.out_convolution(*given), sample.OutWeights, is_compiled=True),
+        "upsample": Kind(
+            lambda *given: sample.upsample(*given), sample.ConvWeights, is_compiled=True, kernels=2
+        ),
+        "out": Kind(
+            lambda *given: sample.out_convolution(*given), sample.OutWeights, is_compiled=True, kernels=3
+        ),
         "image attention": Kind(
-            lambda *given: image.image_attention(*given), image.ImageAttentionWeights, is_compiled=True
+            lambda *given: image.image_attention(*given),
+            image.ImageAttentionWeights,
+            is_compiled=True,
+            kernels=8,
         ),
-        "resize": Kind(lambda *given: sample.resize(*given), sample.ConvWeights, CONTEXT),
+        "resize": Kind(lambda *given: sample.resize(*given), sample.ConvWeights, CONTEXT, kernels=2),
         "convolution": Kind(lambda *given: sample.convolution(*given), sample.ConvWeights),
-        "shrink": Kind(lambda *given: image.shrink(*given), sample.ConvWeights),
-        "embedding": Kind(lambda *given: sample.embed(*given), sample.EmbeddingWeights, None, _ROWS),
+        "shrink": Kind(lambda *given: image.shrink(*given), sample.ConvWeights, kernels=2),
+        "embedding": Kind(
+            lambda *given: sample.embed(*given), sample.EmbeddingWeights, None, _ROWS, kernels=3
+        ),
         "encoder layer": Kind(
-            lambda *given: encoder.encoder_layer(*given), encoder.EncoderWeights, CONTEXT, _TOKENS
+            lambda *given: encoder.encoder_layer(*given), encoder.EncoderWeights, CONTEXT, _TOKENS, kernels=12
         ),
     }
 )

@@ -57,20 +57,20 @@ def prove(sides: Mapping[str, Side], kind: str, *, is_forced: bool = False) -> V
     outputs = {code: side() for code, side in sides.items()}
     device, limit = outputs[DIRECT].device, tolerance(kind, outputs[DIRECT].dtype)
     running = dict(sides)
-    difference, fault = None, ""
+    apart, fault = None, ""
     if COMPILED in outputs:
-        difference = _difference(outputs[COMPILED], outputs[DIRECT])
-        fault = _fault(outputs, limit, difference)
+        apart = difference(outputs[COMPILED], outputs[DIRECT])
+        fault = _fault(outputs, limit, apart)
         if fault:
             del running[COMPILED]
     del outputs
     times = _times(running, device, rounds=1 if is_forced else _ROUNDS)
     ms = {code: 1000 * statistics.median(each) for code, each in times.items()}
     code, reason = _choice(times, is_forced=is_forced)
-    return Verdict(code, fault or reason, difference, limit, ms)
+    return Verdict(code, fault or reason, apart, limit, ms)
 
 
-def _difference(first: Tensor, second: Tensor) -> float:
+def difference(first: Tensor, second: Tensor) -> float:
     """Relative L2 norm of the difference; infinite if the same places do not hold the same NaN and Inf."""
     if first.shape != second.shape or first.dtype is not second.dtype:
         return math.inf
@@ -86,14 +86,14 @@ def _difference(first: Tensor, second: Tensor) -> float:
     return apart / length if length else (0.0 if not apart else math.inf)
 
 
-def _fault(outputs: Mapping[str, Tensor], limit: float, difference: float) -> str:
-    """Why compiled code may not run; empty if it may."""
-    if not difference <= limit:  # nor if it is NaN, of lengths that float32 cannot hold
-        return f"compiled differs from direct by {difference:.1e}, tolerated are {limit:.1e}"
+def _fault(outputs: Mapping[str, Tensor], limit: float, apart: float) -> str:
+    """Why compiled code may not run, which is so far apart from direct; empty if it may."""
+    if not apart <= limit:  # nor if it is NaN, of lengths that float32 cannot hold
+        return f"compiled differs from direct by {apart:.1e}, tolerated are {limit:.1e}"
     if HOST in outputs:
         # What direct and the host are apart by themselves is the order of their sums, not the graph's fault.
-        apart = _difference(outputs[COMPILED], outputs[HOST])
-        allowed = limit + _difference(outputs[DIRECT], outputs[HOST])
+        apart = difference(outputs[COMPILED], outputs[HOST])
+        allowed = limit + difference(outputs[DIRECT], outputs[HOST])
         if not apart <= allowed or math.isinf(apart):
             return f"compiled differs from the host's block by {apart:.1e}, tolerated are {allowed:.1e}"
     return ""

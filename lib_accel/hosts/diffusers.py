@@ -247,6 +247,10 @@ class Handle:
         """
         return self._engine.warm_up(timeout_s, tell)
 
+    def release_memory(self) -> None:
+        """Drops all CUDA graphs, see Engine.release_memory: before something else needs the GPU's memory."""
+        self._engine.release_memory()
+
     def begin_generation(self) -> None:
         """Starts the counters of `report().generation` anew, and lets blocks take the code that was chosen.
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lib_accel.blocks.res import ResSpec
 from lib_accel.layouts import diffusers_attention, diffusers_transformer, reading
 from lib_accel.layouts.diffusers_checks import MODELS, demand_unset, demand_values, single
-from lib_accel.layouts.entries import Entry, Inputs, Model, Unit
+from lib_accel.layouts.entries import Arguments, Entry, Inputs, Model, Unit
 from lib_accel.layouts.reading import CONV2D, SILU, Candidate, Reading, Trust
 from lib_accel.layouts.slots import Slot
+
+_CONTROL_HOMES = ("controlnets.controlnet", "controlnet")  # the latter up to diffusers 0.31
 
 
 def _read_residual(block: Any, trust: Trust) -> Reading:
@@ -103,6 +106,25 @@ def _hint_inputs(conditioning: Tensor) -> Inputs:
     return Inputs(conditioning)
 
 
+def _with_timestep(given: Arguments) -> Arguments:
+    """As the model's own first lines do it: a timestep is a number, or a tensor that may be on the CPU."""
+    args, kwargs = given
+    place = 1 if len(args) > 1 else "timestep"
+    held: Any = list(args) if place == 1 else dict(kwargs)
+    sample = args[0] if args else kwargs.get("sample")
+    if not isinstance(sample, Tensor) or (place != 1 and place not in held):
+        return given
+    step = held[place]
+    if type(step) in (int, float):
+        held[place] = torch.tensor([step], dtype=_NUMBERS[type(step)], device=sample.device)
+    elif isinstance(step, Tensor) and step.dim() == 0:
+        held[place] = step.to(sample.device)
+    return Arguments(tuple(held), kwargs) if place == 1 else Arguments(args, held)
+
+
+_NUMBERS = {int: torch.int64, float: torch.float64}
+
+
 ENTRIES: tuple[Entry, ...] = (
     Unit(f"{MODELS}.resnet.ResnetBlock2D", single("residual", _read_residual), _residual_inputs),
     *diffusers_transformer.ENTRIES,
@@ -111,12 +133,14 @@ ENTRIES: tuple[Entry, ...] = (
     Unit(f"{MODELS}.embeddings.TimestepEmbedding", single("embedding", _read_embedding), _embedding_inputs),
     *(
         Unit(f"{MODELS}.{home}.ControlNetConditioningEmbedding", _hint, _hint_inputs)
-        for home in ("controlnets.controlnet", "controlnet")
+        for home in _CONTROL_HOMES
     ),
     *diffusers_attention.ENTRIES,
-    Model(f"{MODELS}.unets.unet_2d_condition.UNet2DConditionModel", denoises=True),
-    Model(f"{MODELS}.controlnets.controlnet.ControlNetModel", denoises=True),
-    Model(f"{MODELS}.controlnet.ControlNetModel", denoises=True),  # of diffusers 0.31 and before
-    Model(f"{MODELS}.autoencoders.vae.Decoder"),
+    Model(f"{MODELS}.unets.unet_2d_condition.UNet2DConditionModel", denoises=True, as_tensors=_with_timestep),
+    *(
+        Model(f"{MODELS}.{home}.ControlNetModel", denoises=True, as_tensors=_with_timestep)
+        for home in _CONTROL_HOMES
+    ),
+    Model(f"{MODELS}.autoencoders.vae.Decoder", as_tensors=lambda given: given),
     Model(f"{MODELS}.autoencoders.vae.Encoder"),
 )

@@ -48,12 +48,22 @@ class UNet(NamedTuple):
     names: Family
 
 
+class Arguments(NamedTuple):
+    """What a model is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 class Model(NamedTuple):
     """A class of models whose own loop calls the units."""
 
     path: str
     denoises: bool = False  # a UNet or control model: its calls are counted
     begins_pictures: bool = False  # a text encoder, which comes before the steps
+    # Arguments of the same meaning that differ from call to call in their tensors only, all on the device of
+    # the first; None where calls are not replayed as a whole.
+    as_tensors: Callable[[Arguments], Arguments] | None = None
 
 
 Entry = Unit | UNet | Model

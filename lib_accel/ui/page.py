@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from lib_accel.options import Options
 from lib_accel.ui.benchmark import benchmark
 from lib_accel.ui.graphs import graphs
+from lib_accel.ui.launches import launches
 from lib_accel.ui.markup import Column, amount, card, empty, items, number, percent, progress, table, text
 from lib_accel.ui.models import control_models, models, networks
 from lib_accel.ui.pictures import pictures
@@ -30,6 +31,7 @@ class Page(NamedTuple):
     memory: str
     pictures: str
     benchmark: str
+    launches: str
     graphs: str
     settings: str
 
@@ -43,6 +45,7 @@ def page(status: Mapping[str, Any]) -> Page:
         memory=memory(status),
         pictures=pictures(status),
         benchmark=benchmark(status),
+        launches=launches(status),
         graphs=graphs(status),
         settings=settings_in_force(status),
     )

@@ -20,7 +20,7 @@ from lib_accel.blocks.image import ImageAttentionSpec, ImageAttentionWeights, im
 from lib_accel.blocks.ops import GroupNormSpec
 from lib_accel.blocks.rules import AS_IT_COMES, rules_for
 from lib_accel.blocks.sample import ConvWeights
-from lib_accel.bound import ModelCall
+from lib_accel.calls import ModelCall
 from lib_accel.layouts.slots import LiveWeights
 from lib_accel.steps import choose
 from tests.blocks.test_against_host import PLAIN, Mode, autocast

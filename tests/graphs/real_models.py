@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lib_accel.blocks.kinds import compute
 from lib_accel.blocks.rules import AS_IT_COMES, Rules
-from lib_accel.bound import ModelCall
+from lib_accel.calls import ModelCall
 from lib_accel.choice import Block
 from lib_accel.graphs.proof import DIRECT
 from lib_accel.graphs.structure import Structure, normalized, structure_of

@@ -268,7 +268,7 @@ def test_numbers_too_large_to_be_squared_in_float32_are_no_agreement(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_compared_in_float32(dtype: torch.dtype) -> None:
     many = torch.full((100_000,), 3.0).to(dtype)  # their squares add up to more than the dtype tells apart
-    assert proof._difference(1.5 * many, many) == pytest.approx(0.5, rel=1e-5)
+    assert proof.difference(1.5 * many, many) == pytest.approx(0.5, rel=1e-5)
 
 
 # The tolerances

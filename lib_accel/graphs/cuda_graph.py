@@ -1,0 +1,186 @@
+"""Recordings on NVIDIA GPUs: CUDA graphs, captured and replayed by us.
+
+Not by torch.cuda.graph, which synchronises, collects garbage and empties torch's cache at each capture, nor
+by Inductor, whose graphs belong to the thread that made them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib_accel.device import OUT_OF_MEMORY
+from lib_accel.errors import CaptureError
+
+# Another thread may draw a preview or empty the cache meanwhile: torch's default would end the capture then.
+_MODE = "thread_local"
+
+# Torch cannot free what it has cached while a capture is under way, so that it is done before where this
+# much is not free.
+_SPARE_BYTES = 2 * 2**30
+
+_SHARE = 8  # one part of so many of a GPU's memory may be for graphs
+
+
+class CudaRecording:
+    """launcher.Recording: one instantiated graph."""
+
+    def __init__(
+        self,
+        graph: torch.cuda.CUDAGraph,
+        outputs: Sequence[Tensor],
+        size_bytes: int,
+        alive: weakref.WeakSet[CudaRecording],
+    ) -> None:
+        self.outputs, self.size_bytes = outputs, size_bytes
+        self._graph: torch.cuda.CUDAGraph | None = graph
+        self._alive = alive
+        alive.add(self)
+
+    def replay(self) -> None:
+        """Launches the graph on the current stream."""
+        assert self._graph is not None, "replayed after it was dropped"
+        self._graph.replay()
+
+    def drop(self) -> None:
+        """Nothing of it may be at work; see Launcher.wait."""
+        self.outputs = ()
+        if self._graph is not None:
+            self._graph.reset()
+            self._graph = None
+            self._alive.discard(self)
+
+
+class _Place:
+    """What the graphs of one device share."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.lock = threading.Lock()
+        # That captures are made on.
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.last: torch.cuda.Stream | None = None  # that a graph was launched on
+        self.alive: weakref.WeakSet[CudaRecording] = weakref.WeakSet()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def pool(self) -> Any:
+        """That of the graphs there are; torch takes none back whose last graph is gone."""
+        if not self.alive:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
+
+
+class CudaLauncher:
+    """launcher.Launcher for the GPUs of this process."""
+
+    def __init__(self) -> None:
+        self._places: dict[torch.device, _Place] = {}
+        self._lock = threading.Lock()
+
+    def _place(self, device: torch.device) -> _Place:
+        with self._lock:
+            if device not in self._places:
+                self._places[device] = _Place(device)
+            return self._places[device]
+
+    @contextlib.contextmanager
+    def turn(self, device: torch.device) -> Iterator[bool]:
+        """The memory of graphs, also behind work that another stream was given."""
+        place = self._place(device)
+        if not place.lock.acquire(blocking=False):
+            yield False
+            return
+        try:
+            current = torch.cuda.current_stream(device)
+            if place.last is not None and place.last != current:
+                current.wait_stream(place.last)
+            place.last = current
+            yield True
+        finally:
+            place.lock.release()
+
+    def record(
+        self, function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor], device: torch.device
+    ) -> CudaRecording:
+        """Captures the function on a stream of its own.
+
+        That the function has just run on this thread makes the handles of cuBLAS and cuDNN, which may not be
+        made during a capture. Their workspaces on this stream come from the graphs' own pool, as nothing else
+        runs on it.
+        """
+        place = self._place(device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), _undisturbed():
+            torch.cuda.synchronize(device)
+            if torch.cuda.mem_get_info(device)[0] < _SPARE_BYTES:
+                torch.cuda.empty_cache()
+            before = torch.cuda.memory_reserved(device)
+            with torch.cuda.stream(place.stream):
+                outputs = _captured(graph, place.pool(), function)
+            torch.cuda.current_stream(device).wait_stream(place.stream)
+            grown = torch.cuda.memory_reserved(device) - before
+        return CudaRecording(graph, outputs, max(grown, 0), place.alive)
+
+    def wait(self, device: torch.device) -> None:
+        """For the device."""
+        torch.cuda.synchronize(device)
+
+    def largest_bytes(self, device: torch.device) -> int:
+        """A share of its memory: what graphs hold, nobody else can have, and on a small GPU all is needed."""
+        return int(torch.cuda.get_device_properties(device).total_memory) // _SHARE
+
+    def is_recording(self, device: torch.device) -> bool:
+        """Whether the current stream is being captured."""
+        return torch.cuda.is_current_stream_capturing()
+
+
+def _captured(
+    graph: torch.cuda.CUDAGraph, pool: Any, function: Callable[[], Sequence[Tensor]]
+) -> Sequence[Tensor]:
+    try:
+        graph.capture_begin(pool=pool, capture_error_mode=_MODE)
+        try:
+            outputs = function()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # of a capture that is invalid already
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    except OUT_OF_MEMORY:
+        raise
+    except Exception as error:
+        raise CaptureError(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+    return outputs
+
+
+@functools.cache
+def _collect_once() -> None:
+    gc.collect()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Nothing is collected that frees or destroys what may not be freed now, and no algorithm is tried."""
+    _collect_once()
+    was_collecting, was_trying = gc.isenabled(), torch.backends.cudnn.benchmark
+    gc.disable()
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = was_trying
+        if was_collecting:
+            gc.enable()
+
+
+@functools.cache
+def launcher_of_this_process() -> CudaLauncher:
+    """The one that engines share."""
+    return CudaLauncher()

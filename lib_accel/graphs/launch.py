@@ -1,0 +1,428 @@
+"""Calls that are replayed as one recording (on a GPU: a CUDA graph) instead of launched one by one.
+
+A call is known by its module and by all that is not the values of its tensors. Its first use runs as always.
+At the second it is recorded, replayed and held against what it gave before; from the third it is replayed.
+Inputs are copied into the recording's memory and results out of it, so that callers may keep and change what
+they get, whoever is replayed next. Weights are read where they lie: one that moved ends the recording.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from lib_accel.device import OUT_OF_MEMORY
+from lib_accel.errors import CaptureError
+from lib_accel.graphs.launcher import Launcher, Recording
+from lib_accel.graphs.proof import difference, tolerance
+from lib_accel.graphs.structure import digest
+from lib_accel.graphs.trees import NotPlainError, Tree, addresses, flattened, like
+from lib_accel.graphs.verdicts import Verdicts, surroundings
+from lib_accel.report import LaunchReport
+
+_log = logging.getLogger(__name__)
+
+_MOST_RECORDINGS = 1024  # of an engine: besides its pool, each has memory of the driver's
+_MOST_CASES = 32  # of a module
+_POOREST = 20  # replays, below which a recording was not worth its making
+_MOST_POOR = 3  # of those in turn, until it is left alone
+_MOST_TRIES = 3  # of what found no memory
+_SLOWER = 1.05  # times what it takes without: less is noise
+_ROUNDS = 3  # of which one must be as fast: the machine may do other things meanwhile
+# A replay does what the call before it did, with the algorithms that cuDNN takes without trying them out.
+_TIMES_TOLERANCE = 10.0
+
+_NO_MEMORY = "no memory for its graph"
+_MOVES = "its weights move between pictures"
+_BUSY = "another thread was launching a graph"
+
+
+class Work(NamedTuple):
+    """A call that may be replayed."""
+
+    module: nn.Module  # whose call it is
+    function: Callable[[Any], Any]  # of `given`; its result is a tree of tensors too
+    given: Any  # a tree of tensors; see trees
+    weights: Sequence[Any]  # all that the function reads besides
+    version: Hashable  # of what the function does; what was recorded of another is dropped
+    state: Hashable  # all else that it depends on
+
+
+class Terms(NamedTuple):
+    """On which calls are replayed."""
+
+    budget_bytes: int  # of all recordings of an engine
+    is_forced: bool  # whether one is replayed even where that gains nothing
+    codes: int  # version of what choice.Choice says
+
+
+class Outcome(NamedTuple):
+    """What became of a call."""
+
+    result: Any = None
+    is_done: bool = False  # whether there is a result; if not, it is the caller's to compute
+    is_replayed: bool = False  # whether that is a recording's
+    is_given_up: bool = False  # whether it will never be otherwise
+
+
+_LATER, _NEVER = Outcome(), Outcome(is_given_up=True)
+
+
+class _Ready(NamedTuple):
+    """A recording and the memory around it."""
+
+    recording: Recording
+    inputs: Sequence[Tensor]
+    result: Tree
+    addresses: tuple[Hashable, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.recording.size_bytes + sum(each.nbytes for each in self.inputs)
+
+
+class _Case:
+    """What is known of one call."""
+
+    __slots__ = ("poor", "ready", "reason", "replays", "tries", "used_at")
+
+    def __init__(self) -> None:
+        self.ready: _Ready | None = None
+        self.reason: str | None = None  # why it is never recorded
+        self.replays = 0
+        self.poor = 0  # recordings in turn that were dropped for others too soon
+        self.tries = 0
+        self.used_at = 0
+
+
+class _Site:
+    """The calls of one module."""
+
+    def __init__(self, version: Hashable) -> None:
+        self.version = version
+        self.cases: dict[Hashable, _Case] = {}
+        self.poor = 0
+        self.reason: str | None = None  # why none of its calls is recorded
+
+
+class Launches:
+    """The recordings of an engine. Calls may come from any thread; who comes second runs as always."""
+
+    def __init__(self, launchers: Mapping[str, Launcher], verdicts: Verdicts) -> None:
+        """`launchers` by type of device; `verdicts` see that what ended the process is not tried for ever."""
+        self._launchers, self._verdicts = launchers, verdicts
+        self._sites: WeakKeyDictionary[nn.Module, _Site] = WeakKeyDictionary()
+        self._lock = threading.RLock()  # around what is known of modules; nothing is waited for inside
+        self._work = threading.RLock()  # around recordings
+        self._survived: set[str] = set()  # trials of this process
+        self._uses = self._captures = self._replays = self._evicted = 0
+        self._seconds = 0.0
+        self._reasons: Counter[str] = Counter()  # of calls that no case is to blame for
+
+    def serves(self, device: torch.device) -> bool:
+        """Whether calls on that device can be replayed."""
+        launcher = self._launchers.get(device.type)
+        return launcher is not None and not launcher.is_recording(device)
+
+    def run(self, work: Work, terms: Terms) -> Outcome:
+        """What the work's function gives, by whichever way, or why the caller is to call it."""
+        site = self._site(work)
+        if site.reason is not None:
+            return _NEVER
+        try:
+            given = flattened(work.given)
+        except NotPlainError as error:
+            return self._kept_off_by(str(error))
+        if len({each.device for each in given.tensors}) != 1:
+            return self._kept_off_by("called without a tensor, or with tensors on several devices")
+        device = given.tensors[0].device
+        key = given.key, work.state
+        case = site.cases.get(key)
+        if case is None:
+            self._meet(site, key)
+            return _LATER
+        if case.reason is not None:
+            return _NEVER
+        with self._turn(device) as is_ours:
+            if not is_ours:
+                self._reasons[_BUSY] += 1
+                return _LATER
+            if case.ready is not None and case.ready.addresses != addresses(work.weights):
+                self._drop_moved(site)
+                return _LATER
+            self._uses += 1
+            case.used_at = self._uses
+            if case.ready is not None:
+                return self._again(case, case.ready, given)
+            return self._tried(case, work, given, terms)
+
+    @contextlib.contextmanager
+    def _turn(self, device: torch.device) -> Iterator[bool]:
+        """As the launcher's turn; in the block nobody else drops a recording either."""
+        if not self._work.acquire(blocking=False):
+            yield False
+            return
+        try:
+            with self._launchers[device.type].turn(device) as is_ours:
+                yield is_ours
+        finally:
+            self._work.release()
+
+    def _again(self, case: _Case, ready: _Ready, given: Tree) -> Outcome:
+        try:
+            result = _replayed(ready, given.tensors)
+        except Exception as error:  # the caller goes the usual way
+            if isinstance(error, OUT_OF_MEMORY):
+                self.release()
+                return _LATER
+            _log.exception("a replay failed; the call is launched kernel by kernel from now")
+            case.reason = _first_line(error)
+            self._drop(case)
+            return _NEVER
+        case.replays += 1
+        self._replays += 1
+        return Outcome(result, is_done=True, is_replayed=True)
+
+    def note(self, reason: str) -> None:
+        """Counts a call that was not brought here."""
+        self._reasons[reason] += 1
+
+    def _kept_off_by(self, reason: str) -> Outcome:
+        self.note(reason)
+        return _NEVER
+
+    def _site(self, work: Work) -> _Site:
+        with self._lock:
+            before = self._sites.get(work.module)
+            if before is not None and before.version == work.version:
+                return before
+            site = self._sites[work.module] = _Site(work.version)
+        if before is not None:
+            self._drop_all(before)
+        return site
+
+    def _meet(self, site: _Site, key: Hashable) -> None:
+        """Makes a case, and forgets the oldest where there are too many."""
+        with self._lock:
+            site.cases[key] = _Case()
+            is_full = len(site.cases) > _MOST_CASES
+            oldest = site.cases.pop(next(iter(site.cases))) if is_full else None
+        if oldest is not None:
+            self._drop(oldest)
+
+    def _drop_moved(self, site: _Site) -> None:
+        """To be recorded anew at the next call, as long as that pays."""
+        most = max(each.replays for each in site.cases.values())
+        site.poor = site.poor + 1 if most < _POOREST else 0
+        if site.poor >= _MOST_POOR:
+            site.reason = _MOVES
+        self._drop_all(site)
+
+    # At the second use
+
+    def _tried(self, case: _Case, work: Work, given: Tree, terms: Terms) -> Outcome:
+        """The call's result, by its function; the next call is replayed if nothing speaks against it."""
+        device = given.tensors[0].device
+        launcher = self._launchers[device.type]
+        launcher.wait(device)
+        began = time.perf_counter()
+        try:
+            expected = work.function(work.given)
+        except Exception as error:  # the caller goes the usual way, on which all errors are handled
+            if isinstance(error, OUT_OF_MEMORY):
+                self.release()
+                return _LATER
+            case.reason = _first_line(error)
+            return _NEVER
+        launcher.wait(device)
+        usual_s = time.perf_counter() - began
+        done = Outcome(expected, is_done=True)
+        name = digest(surroundings(device), "launch", type(work.module).__qualname__, work.state)
+        crashed = self._verdicts.get(name)
+        if crashed is not None:
+            case.reason = crashed.reason
+            return done
+        with self._on_trial(name):
+            try:
+                case.reason = self._recorded(case, work, given, flattened(expected))
+                if case.reason is None and not terms.is_forced:
+                    case.reason = self._loss(case, given, usual_s)
+                self._keep_within(min(terms.budget_bytes, launcher.largest_bytes(device)), case)
+            except OUT_OF_MEMORY:
+                self.release()
+                case.tries += 1
+                case.reason = _NO_MEMORY if case.tries >= _MOST_TRIES else None
+            except Exception as error:  # the call has its result; whatever it is, the next one can do without
+                case.reason = _first_line(error)
+                _log.info("%s is not recorded: %s", type(work.module).__name__, case.reason, exc_info=True)
+        if case.reason is not None:
+            self._drop(case)
+        self._seconds += time.perf_counter() - began
+        return done
+
+    @contextlib.contextmanager
+    def _on_trial(self, name: str) -> Iterator[None]:
+        """Leaves a sign in case the process ends; once, as it is written to disk and calls are many."""
+        if name in self._survived:
+            yield
+            return
+        self._verdicts.begin_trial(name)
+        try:
+            yield
+        finally:
+            self._verdicts.end_trial(name)
+        self._survived.add(name)
+
+    def _recorded(self, case: _Case, work: Work, given: Tree, expected: Tree) -> str | None:
+        """Makes the case ready, or says why it is not to be."""
+        device = given.tensors[0].device
+        with torch.inference_mode(False), torch.no_grad(), _without_cached_casts():
+            # Not the values of this call: what is not computed anew in a replay would look right.
+            inputs = [like(each).zero_() for each in given.tensors]
+            results: list[Tree] = []
+
+            def function() -> Sequence[Tensor]:
+                results.append(flattened(work.function(given.rebuilt(inputs))))
+                return results[0].tensors
+
+            recording = self._launchers[device.type].record(function, inputs, device)
+        self._captures += 1
+        case.ready = _Ready(recording, inputs, results[0], addresses(work.weights))
+        if results[0].key != expected.key:
+            return "its result has another form when it is recorded"
+        return _fault(flattened(_replayed(case.ready, given.tensors)), expected)
+
+    def _loss(self, case: _Case, given: Tree, usual_s: float) -> str | None:
+        """Why a replay is not worth it."""
+        assert case.ready is not None
+        device = given.tensors[0].device
+        launcher = self._launchers[device.type]
+        for _ in range(_ROUNDS):
+            began = time.perf_counter()
+            _replayed(case.ready, given.tensors)
+            launcher.wait(device)
+            replay_s = time.perf_counter() - began
+            if replay_s <= _SLOWER * usual_s:
+                return None
+        return f"a replay takes {1000 * replay_s:.2f} ms, without it {1000 * usual_s:.2f} ms"
+
+    # Memory
+
+    def _keep_within(self, budget_bytes: int, case: _Case) -> None:
+        """Gives up what was not used for longest, or all if that is too little.
+
+        Recordings share one pool, which torch gives back as a whole: what one of them frees, only the next
+        one can have.
+        """
+        ready = [each for each in self._cases() if each.ready is not None]
+        for each in sorted(ready, key=lambda each: each.used_at)[: max(0, len(ready) - _MOST_RECORDINGS)]:
+            self._evict(each)
+        if self.size_bytes <= budget_bytes or case.ready is None:
+            return
+        own = case.ready.size_bytes
+        for each in ready:
+            self._evict(each)
+        if own > budget_bytes:
+            case.reason = f"its graph needs {own / 2**20:.0f} MiB of {budget_bytes / 2**20:.0f} allowed"
+
+    def _evict(self, case: _Case) -> None:
+        """Drops a recording for others; if that happens again and again, it is one too many."""
+        case.poor = case.poor + 1 if case.replays < _POOREST else 0
+        if case.poor >= _MOST_POOR:
+            case.reason = "its graph and others need more memory than is allowed"
+        self._evicted += 1
+        self._drop(case)
+
+    def release(self) -> None:
+        """Drops all recordings; what is called again is recorded again."""
+        with self._work:
+            for case in self._cases():
+                self._drop(case)
+
+    def _drop_all(self, site: _Site) -> None:
+        for case in list(site.cases.values()):
+            self._drop(case)
+
+    def _drop(self, case: _Case) -> None:
+        with self._work:
+            ready, case.ready, case.replays = case.ready, None, 0
+            if ready is not None:
+                device = ready.inputs[0].device
+                self._launchers[device.type].wait(device)  # a GPU may be at work with it
+                ready.recording.drop()
+
+    def _cases(self) -> Iterator[_Case]:
+        with self._lock:
+            sites = list(self._sites.values())
+        for site in sites:
+            yield from list(site.cases.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all recordings, with the memory of their inputs."""
+        return sum(case.ready.size_bytes for case in self._cases() if case.ready is not None)
+
+    def report(self) -> LaunchReport:
+        """What is recorded, what was done with it, and why other calls are not."""
+        cases = list(self._cases())
+        reasons = self._reasons + Counter(case.reason for case in cases if case.reason is not None)
+        with self._lock:
+            reasons += Counter(site.reason for site in self._sites.values() if site.reason is not None)
+        return LaunchReport(
+            graphs=sum(case.ready is not None for case in cases),
+            mib=self.size_bytes / 2**20,
+            captures=self._captures,
+            replays=self._replays,
+            evicted=self._evicted,
+            capture_s=self._seconds,
+            reasons=dict(reasons),
+        )
+
+
+def _replayed(ready: _Ready, given: Sequence[Tensor]) -> Any:
+    """The result for these inputs, in memory that is the caller's."""
+    with torch.no_grad():
+        _fill(ready.inputs, given)
+        ready.recording.replay()
+        return ready.result.rebuilt([each.clone() for each in ready.recording.outputs])
+
+
+def _fill(inputs: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    # One launch for all of a dtype, where torch can; the list of those that do not overlap is empty else.
+    torch._foreach_copy_(list(inputs), list(given))
+
+
+def _fault(found: Tree, expected: Tree) -> str | None:
+    """Why a recording may not be replayed."""
+    for ours, theirs in zip(found.tensors, expected.tensors, strict=True):
+        apart, limit = difference(ours, theirs), _TIMES_TOLERANCE * tolerance("", theirs.dtype)
+        if not apart <= limit:
+            return f"a replay differs by {apart:.1e}, tolerated are {limit:.1e}"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).splitlines() or [""])[0]
+    return text if isinstance(error, CaptureError) else f"{type(error).__name__}: {text}"
+
+
+@contextlib.contextmanager
+def _without_cached_casts() -> Iterator[None]:
+    """Autocast keeps cast weights until its block ends; a recording would read them after that.
+
+    To switch that off would be another global state, for which compiled code is not made.
+    """
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
