@@ -9,7 +9,20 @@ from ..outcome import CLEAN, Speed, part
 from ..picture import AGAIN, BASE, loras, picture, unit
 from ..row import Group, Row, group, row
 from ..steps import Ask, Code, Draw, StatusShape, Step
-from . import checkpoints, compiled, controls, features, networks, others, product, shapes, text, trouble, vae
+from . import (
+    checkpoints,
+    compiled,
+    controls,
+    cost,
+    features,
+    networks,
+    others,
+    product,
+    shapes,
+    text,
+    trouble,
+    vae,
+)
 from .networks import merged
 from .server_code import COMPARE_WEIGHTS, KEEP_WEIGHTS
 
@@ -87,6 +100,14 @@ GROUPS: tuple[Group, ...] = (
     group("compiled", compiled.rows()),
     group("product", product.rows(), stock=False, ui=True),
     group("others", others.rows(), others=others.FOLDERS, models=("tiny", "wide")),
+    group("steps", cost.rows(), flags=("--opt-sdp-attention",)),
+    group(
+        "steps-xl",
+        cost.xl_rows(),
+        checkpoint="tiny_xl",
+        flags=("--opt-sdp-attention",),
+        models=("tiny", "xl"),
+    ),
     group("sdp", (*everything("tiny_lora_a", "tiny_lora_d:0.4"),), flags=("--opt-sdp-attention",)),
     group("channelslast", everything(*TINY), flags=("--opt-channelslast",)),
     group("medvram", everything(*TINY), flags=("--medvram",)),
