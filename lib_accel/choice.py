@@ -23,6 +23,8 @@ from lib_accel.device import OUT_OF_MEMORY
 from lib_accel.errors import CompileError
 from lib_accel.graphs.activity import Activity
 from lib_accel.graphs.compiler import Graph
+from lib_accel.graphs.launched import as_launched
+from lib_accel.graphs.launcher import Launcher
 from lib_accel.graphs.proof import COMPILED, DIRECT, HOST, Side, Verdict, prove
 from lib_accel.graphs.structure import (
     Condition,
@@ -72,6 +74,7 @@ class _Key(NamedTuple):
     condition: Condition
     size_class: str
     is_forced: bool
+    is_launched: bool  # whether it is timed as a recording
 
 
 class _Case:
@@ -118,10 +121,18 @@ class Choice:
     """The cases of an engine. Calls may come from any thread."""
 
     def __init__(
-        self, verdicts: Verdicts, workshop: Workshop, is_busy: Callable[[], bool] = lambda: False
+        self,
+        verdicts: Verdicts,
+        workshop: Workshop,
+        is_busy: Callable[[], bool] = lambda: False,
+        launcher_of: Callable[[torch.device], Launcher | None] = lambda device: None,
     ) -> None:
-        """`is_busy`: whether somebody is drawing, even if no model is called right now."""
+        """`is_busy`: whether somebody is drawing, even if no model is called right now.
+
+        launcher_of: what replays calls on a device now, if they are replayed.
+        """
         self._verdicts, self._workshop, self._is_busy = verdicts, workshop, is_busy
+        self._launcher_of = launcher_of
         self._cases: dict[_Key, _Case] = {}
         self._lock = threading.Lock()
         self._version = 0
@@ -207,7 +218,9 @@ class Choice:
             return None
         sizes = sizes_of(inputs)
         structure = structure_of(block.name, block.spec, inputs)
-        key = _Key(structure, condition_of(inputs, rules), sizes.size_class, is_forced)
+        key = _Key(
+            structure, condition_of(inputs, rules), sizes.size_class, is_forced, self._is_launched(x.device)
+        )
         with self._lock:
             case = self._cases.get(key)
             if case is None:
@@ -219,6 +232,9 @@ class Choice:
                 case.is_asked = True
                 self._ask_for_graph(case)
         return case
+
+    def _is_launched(self, device: torch.device) -> bool:
+        return self._launcher_of(device) is not None
 
     def _surroundings_of(self, device: torch.device) -> str:
         name = str(device)
@@ -335,7 +351,9 @@ class Choice:
         self._verdicts.begin_trial(case.name)
         verdict = None
         try:
-            verdict = prove(sides, block.name, is_forced=case.key.is_forced)
+            launcher = self._launcher_of(x.device) if case.key.is_launched else None
+            with as_launched(launcher, x.device) as launched:
+                verdict = prove(sides, block.name, is_forced=case.key.is_forced, launched=launched)
         except OUT_OF_MEMORY as error:  # the next picture may fit
             case.is_resting = True
             if not self._may_try_again(case):

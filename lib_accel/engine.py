@@ -51,7 +51,12 @@ class Engine:
         """`choice` and `launches`: None for those that keep what they find out in the host's folder."""
         self._host = host
         verdicts = Verdicts(host.cache_folder())
-        self._choice = choice or Choice(verdicts, workshop_of_this_process(), host.is_busy)
+        self._choice = choice or Choice(
+            verdicts,
+            workshop_of_this_process(),
+            host.is_busy,
+            lambda device: self._launching.launcher_of(device, host.options()),
+        )
         self._bindings = Bindings(host)
         self._launching = Launching(host, self._bindings, launches or Launches(_launchers(), verdicts))
         self._is_attached = False

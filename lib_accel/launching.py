@@ -13,6 +13,7 @@ from lib_accel.bindings import Bindings
 from lib_accel.bound import BoundUNet, BoundUnit
 from lib_accel.calls import ModelCall
 from lib_accel.graphs.launch import Launches, Outcome, Terms, Work
+from lib_accel.graphs.launcher import Launcher
 from lib_accel.host import Host
 from lib_accel.layouts.entries import Inputs
 from lib_accel.options import Options
@@ -46,6 +47,10 @@ class Launching:
         if codes is None:  # proofs are made in calls that are not replayed
             return None
         return Terms(options.graph_memory_mib * 2**20, options.launch == FORCED, codes)
+
+    def launcher_of(self, device: torch.device, options: Options) -> Launcher | None:
+        """What replays calls on a device, if that is asked for."""
+        return None if options.launch == EAGER else self._launches.launcher_of(device)
 
     def unit(
         self, module: nn.Module, bound: BoundUnit, inputs: Inputs, call: ModelCall, generation: Generation

@@ -92,10 +92,16 @@ def block_weights(*flat: Tensor | None) -> BlockWeights:
 
 
 def enter(x: Tensor, weights: FrameWeights, spec: GroupNormSpec, rules: Rules) -> Tensor:
-    """Norm and projection of an image (batch, channels, height, width) to (batch, height * width, inner)."""
+    """Norm and projection of an image (batch, channels, height, width) to (batch, height * width, inner).
+
+    As one product of transposed matrices with its bias: a linear layer of tokens that lie apart in memory is
+    a copy of them, a product and an addition.
+    """
     normed = group_norm(x, weights.norm, weights.norm_bias, spec, rules)
-    tokens = normed.flatten(2).transpose(1, 2)
-    return linear(tokens, weights.proj_in.flatten(1), weights.proj_in_bias, rules)
+    weight, bias = weights.proj_in.flatten(1), weights.proj_in_bias
+    tokens, weight, bias = cast(rules.matmul, normed.flatten(2).transpose(1, 2), weight, bias)
+    matrices = tokens, weight.t().expand(len(tokens), -1, -1)
+    return torch.bmm(*matrices) if bias is None else torch.baddbmm(bias, *matrices)
 
 
 def leave(tokens: Tensor, x: Tensor, weights: FrameWeights, rules: Rules) -> Tensor:

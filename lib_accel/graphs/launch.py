@@ -129,9 +129,13 @@ class Launches:
         self._reasons: Counter[str] = Counter()  # of calls that no case is to blame for
 
     def serves(self, device: torch.device) -> bool:
-        """Whether calls on that device can be replayed."""
-        launcher = self._launchers.get(device.type)
+        """Whether calls on that device can be replayed now."""
+        launcher = self.launcher_of(device)
         return launcher is not None and not launcher.is_recording(device)
+
+    def launcher_of(self, device: torch.device) -> Launcher | None:
+        """What replays calls on that device, if anything does."""
+        return self._launchers.get(device.type)
 
     def run(self, work: Work, terms: Terms) -> Outcome:
         """What the work's function gives, by whichever way, or why the caller is to call it."""

@@ -47,12 +47,20 @@ def tolerance(kind: str, dtype: torch.dtype) -> float:
     return _TOLERANCES.get(dtype, _TOLERANCES[torch.float32]) * _FACTORS.get(kind, 1.0)
 
 
-def prove(sides: Mapping[str, Side], kind: str, *, is_forced: bool = False) -> Verdict:
+def prove(
+    sides: Mapping[str, Side],
+    kind: str,
+    *,
+    is_forced: bool = False,
+    launched: Callable[[Side], Side] = lambda side: side,
+) -> Verdict:
     """The code to run from now on, of those that `sides` computes: DIRECT, and COMPILED or HOST or both.
 
     DIRECT is what a block runs that nothing speaks against. COMPILED must agree with it, and with HOST if
     that is there, and be faster by more than the noise, or only agree if `is_forced`. HOST must be faster
     than both. Costs some runs of the block by each code, two if it is forced.
+
+    launched: our side as it is launched when nothing is measured; the host's is never launched otherwise.
     """
     outputs = {code: side() for code, side in sides.items()}
     device, limit = outputs[DIRECT].device, tolerance(kind, outputs[DIRECT].dtype)
@@ -64,6 +72,7 @@ def prove(sides: Mapping[str, Side], kind: str, *, is_forced: bool = False) -> V
         if fault:
             del running[COMPILED]
     del outputs
+    running = {code: side if code == HOST else launched(side) for code, side in running.items()}
     times = _times(running, device, rounds=1 if is_forced else _ROUNDS)
     ms = {code: 1000 * statistics.median(each) for code, each in times.items()}
     code, reason = _choice(times, is_forced=is_forced)
