@@ -235,6 +235,7 @@ class Warm(BaseModel):
 
     pictures: int
     graphs: int
+    captures: int
     seconds: float
     step_ms: float | None
 

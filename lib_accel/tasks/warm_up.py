@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lib_accel.choice import TO_BE_PROVED
 from lib_accel.engine import Engine
 from lib_accel.painter import Painted, Painter, Wanted
+from lib_accel.report import counted
 from lib_accel.tasks.session import drawing
 from lib_accel.tasks.task import Outcome, Task
 
@@ -21,7 +22,8 @@ class Warm:
     """What a warm-up did."""
 
     pictures: int
-    graphs: int  # that were made in it
+    graphs: int  # that were compiled in it
+    captures: int  # of CUDA graphs
     seconds: float  # of the first picture
     step_ms: float | None  # of the last picture
 
@@ -33,7 +35,7 @@ def warm_up(engine: Engine, painter: Painter, wanted: Wanted, task: Task) -> Out
     """
     with drawing(engine, painter, task, 1):
         task.tell("drawing a first picture", 0.0)
-        before = engine.report().graphs.graphs
+        before, captured_before = engine.report().graphs.graphs, _captured(engine)
         first = last = _draw(engine, painter, wanted)
         pictures = 1
         _compile(engine, task)
@@ -46,11 +48,13 @@ def warm_up(engine: Engine, painter: Painter, wanted: Wanted, task: Task) -> Out
             left, before_it = _unproved(engine), left
             if left >= before_it:  # what is left is met in other pictures only
                 break
-        if made:
+        # What is called once a picture, as a VAE is, is captured in the second one.
+        if made or _captured(engine) > captured_before:
             task.tell("drawing a last picture", 0.97)
             last = _draw(engine, painter, wanted)
             pictures += 1
-    done = Warm(pictures, made, first.seconds, last.step_ms)
+    captures = _captured(engine) - captured_before
+    done = Warm(pictures, made, captures, first.seconds, last.step_ms)
     return Outcome(done, _in_words(done))
 
 
@@ -76,8 +80,14 @@ def _unproved(engine: Engine) -> int:
     return sum(case.reason == TO_BE_PROVED for case in engine.report().graphs.cases)
 
 
+def _captured(engine: Engine) -> int:
+    return engine.report().launches.captures
+
+
 def _in_words(done: Warm) -> str:
     pictures = "a picture" if done.pictures == 1 else f"{done.pictures} pictures"
     graphs = f"{done.graphs} graphs compiled" if done.graphs else "nothing to compile"
+    if done.captures:
+        graphs += f", {counted(done.captures, 'CUDA graph')} captured"
     speed = "" if done.step_ms is None else f", {1000 / done.step_ms:.2f} it/s"
     return f"ready: {pictures} drawn, {graphs}{speed}"

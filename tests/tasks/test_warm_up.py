@@ -25,6 +25,7 @@ class FakeEngine:
     def __init__(self, painter: FakePainter, graphs: int) -> None:
         self.pending, self.made, self.unproved = 0, 0, 0
         self.generations = 0
+        self.captures, self.captures_a_picture = 3, 0
         self._graphs = graphs
         painter.on_draw = self._drawn
 
@@ -32,6 +33,7 @@ class FakeEngine:
         if self.generations == 1:
             self.pending = self._graphs
         self.unproved = max(0, self.unproved - 1)
+        self.captures += self.captures_a_picture
 
     def begin_generation(self) -> None:
         self.generations += 1
@@ -46,7 +48,17 @@ class FakeEngine:
     def report(self) -> Any:
         cases = [SimpleNamespace(reason="to be proved")] * self.unproved
         graphs = SimpleNamespace(graphs=self.made, pending=self.pending, cases=cases)
-        return SimpleNamespace(enabled=True, stand_aside=[], graphs=graphs)
+        launches = SimpleNamespace(captures=self.captures)
+        return SimpleNamespace(enabled=True, stand_aside=[], graphs=graphs, launches=launches)
+
+
+def test_what_is_captured_in_a_second_picture_is_warm_too() -> None:
+    painter = FakePainter()
+    engine: Any = FakeEngine(painter, 0)
+    engine.captures_a_picture = 2
+    outcome = warm_up(engine, painter, WANTED, Task("warm-up"))
+    assert (outcome.value.pictures, outcome.value.captures) == (2, 4)
+    assert "nothing to compile, 4 CUDA graphs captured" in outcome.text
 
 
 def test_direct_code_is_warm_after_one_picture() -> None:
