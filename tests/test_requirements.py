@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 FILES = ("requirements.txt", "requirements-dev.txt", "requirements-dev-nodeps.txt")
 
-_PIN = re.compile(r'([\w-]+)==(\d[\w.]*)(?:; python_version (<|>=) "3\.11")?')
+_PIN = re.compile(r'([\w-]+)==(\d[\w.]*)(?:; (?:python_version (<|>=) "3\.11"|sys_platform == "linux"))?')
 
 
 def _lines(name: str) -> list[str]:

@@ -1,0 +1,51 @@
+"""Group norm of two images side by side along the channels, which need not be joined in memory before."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lib_accel.kernels.group_norm import TOLERANCES as TOLERANCES
+from lib_accel.kernels.group_norm import Norm, launch_images, why_not_images
+from lib_accel.kernels.group_norm import reference as reference_of_one
+
+
+def group_norm_joined(
+    left: Tensor, right: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm, *, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`reference`, by the kernel where `why_not` is empty."""
+    if why_not(left, right, weight, bias, norm):
+        return reference(left, right, weight, bias, norm, keep=keep)
+    return launch(left, right, weight, bias, norm, keep=keep)
+
+
+def reference(
+    left: Tensor, right: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm, *, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The group norm of `torch.cat([left, right], dim=1)`, and that image itself if `keep`.
+
+    left, right: (batch, channels of its own, height, width) of one dtype; weight, bias: (channels of both,).
+    """
+    joined = torch.cat([left, right], dim=1)
+    return reference_of_one(joined, weight, bias, norm), joined if keep else None
+
+
+def why_not(
+    left: Tensor, right: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm
+) -> tuple[str, ...]:
+    """Reasons for which the kernel cannot take these; empty if it can."""
+    return why_not_images((left, right), weight, bias, norm)
+
+
+def launch(
+    left: Tensor, right: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm, *, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`reference` by the kernel, laid out in memory as the images. Call it only where `why_not` is empty."""
+    batch, channels, height, width = left.shape
+    shape = (batch, channels + right.shape[1], height, width)
+    first = left.is_contiguous() and right.is_contiguous()
+    layout = torch.contiguous_format if first else torch.channels_last
+    out = torch.empty(shape, dtype=norm.out_dtype or norm.dtype, device=left.device, memory_format=layout)
+    joined = torch.empty_like(out, dtype=left.dtype) if keep else None
+    launch_images((left, right), weight, bias, norm, out=out, joined=joined)
+    return out, joined

@@ -1,0 +1,154 @@
+"""Every kernel in every configuration of the tables, for dtypes and sizes that differ in compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from lib_accel.kernels import configs
+from lib_accel.kernels.support import triton_dtype
+
+
+class Variant(NamedTuple):
+    """What Triton compiles one kernel for."""
+
+    room: str  # the module in programs/
+    kernel: str
+    label: str  # what sets it apart from the kernel's other variants
+    pointers: Mapping[str, torch.dtype]
+    constants: Mapping[str, Any]  # also pointers that are None
+    sizes: str  # "aligned": they divide by 16; "odd": none is known to; "one": those that may be 1 are
+    warps: int
+    has_bfloat16: bool = False  # which Turing lacks
+
+
+class _Case(NamedTuple):
+    """A combination that is compiled for every configuration; all pairs of its values are in _CASES."""
+
+    dtype: torch.dtype
+    sizes: str
+    is_joined: bool
+    has_weight: bool
+
+
+_CASES = (
+    _Case(torch.float16, "aligned", is_joined=False, has_weight=True),
+    _Case(torch.float16, "odd", is_joined=True, has_weight=False),
+    _Case(torch.float16, "one", is_joined=False, has_weight=True),
+    _Case(torch.bfloat16, "aligned", is_joined=True, has_weight=True),
+    _Case(torch.float32, "aligned", is_joined=True, has_weight=True),
+    _Case(torch.float32, "odd", is_joined=False, has_weight=True),
+)
+
+
+def variants() -> Iterator[Variant]:
+    """All of them: the cases times the entries of the tables."""
+    for case in _CASES:
+        yield from _group_norm(case)
+        if not case.is_joined or case.dtype is torch.bfloat16:
+            yield from _layer_norm(case)
+            yield from _geglu(case)
+            yield from _lora_fuse(case)
+    for line in configs.GROUP_MOMENTS:
+        singles = dict.fromkeys(("means", "squares", "mean_out", "scale_out"), torch.float32)
+        for sizes in ("odd", "one"):
+            label = f"up to {line.up_to}, {sizes}"
+            yield Variant(
+                "group_norm", "group_moments", label, singles, {"BLOCK": line.block}, sizes, line.warps
+            )
+
+
+def _group_norm(case: _Case) -> Iterator[Variant]:
+    images, image_constants = _tensors(case, ("x",), ("second",) if case.is_joined else (), ("second",))
+    affine, affine_constants = _tensors(case, (), ("weight", "bias") if case.has_weight else (), _AFFINE)
+    kept = {"joined": case.dtype} if case.is_joined else {}
+    # float16 norms that go on in float16, and float32 ones whose result is narrowed for a convolution.
+    written = {"out": torch.bfloat16 if case.dtype is torch.bfloat16 else torch.float16}
+    after = {"SILU": True, "NORM": triton_dtype(case.dtype), **affine_constants}
+    if not case.is_joined:
+        after["joined"] = None
+    ending = {**affine, **written, **kept}
+    for last in (False, True):
+        constants = {"LAST": last, **image_constants}
+        for line in configs.WHOLE_GROUPS:
+            label = _label(case, line.up_to, last)
+            whole = {**constants, **after, "BLOCK": line.block}
+            pointers = {**images, **ending}
+            yield _variant(case, "group_norm", "whole_groups", label, pointers, whole, line.warps)
+        for chunk in configs.CHUNKS_CHANNELS_LAST if last else configs.CHUNKS_CHANNELS_FIRST:
+            label = _label(case, chunk.up_to, last)
+            tile = {**constants, "CHANNELS": chunk.channels, "PIXELS": chunk.pixels}
+            partial = {**images, "means": torch.float32, "squares": torch.float32}
+            yield _variant(case, "group_norm", "partial_moments", label, partial, tile, chunk.warps)
+            pointers = {**images, "mean_in": torch.float32, "scale_in": torch.float32, **ending}
+            applied = {**tile, **after}
+            yield _variant(case, "group_norm", "normalise", label, pointers, applied, chunk.warps)
+
+
+def _layer_norm(case: _Case) -> Iterator[Variant]:
+    affine, constants = _tensors(case, (), ("weight", "bias") if case.has_weight else (), _AFFINE)
+    pointers = {"x": case.dtype, "out": case.dtype, **affine}
+    for tile in configs.WHOLE_ROWS:
+        sides = {"ROWS": tile.high, "COLUMNS": tile.wide, **constants}
+        label = _label(case, tile.up_to)
+        yield _variant(case, "layer_norm", "whole_rows", label, pointers, sides, tile.warps)
+
+
+def _geglu(case: _Case) -> Iterator[Variant]:
+    pointers = {"x": case.dtype, "out": case.dtype}
+    for tile in configs.GEGLU:
+        sides = {"ROWS": tile.high, "COLUMNS": tile.wide}
+        yield _variant(case, "geglu", "gated", _label(case, tile.up_to), pointers, sides, tile.warps)
+
+
+def _lora_fuse(case: _Case) -> Iterator[Variant]:
+    tables = {"layers": torch.int64, "pairs": torch.int64, "scales": torch.float32}
+    for factor in dict.fromkeys((case.dtype, torch.float32)):
+        for tile in configs.FUSE_SINGLE if factor is torch.float32 else configs.FUSE_HALF:
+            constants = {
+                "WEIGHT": triton_dtype(case.dtype),
+                "FACTOR": triton_dtype(factor),
+                "PRECISION": "ieee",
+                "HEIGHT": tile.height,
+                "WIDTH": tile.width,
+                "RANK": tile.rank,
+            }
+            label = f"{_label(case, tile.up_to)}, factors {_short(factor)}"
+            yield _variant(case, "lora_fuse", "summed", label, tables, constants, tile.warps)
+
+
+_AFFINE = ("weight", "bias")
+
+
+def _variant(
+    case: _Case,
+    room: str,
+    kernel: str,
+    label: str,
+    pointers: Mapping[str, torch.dtype],
+    constants: Mapping[str, Any],
+    warps: int,
+) -> Variant:
+    has_bfloat16 = case.dtype is torch.bfloat16
+    return Variant(room, kernel, label, pointers, constants, case.sizes, warps, has_bfloat16)
+
+
+def _tensors(
+    case: _Case, always: tuple[str, ...], present: tuple[str, ...], optional: tuple[str, ...]
+) -> tuple[dict[str, torch.dtype], dict[str, None]]:
+    """Pointers that are there, and constants for those that are not."""
+    absent = [name for name in optional if name not in present]
+    return dict.fromkeys((*always, *present), case.dtype), dict.fromkeys(absent)
+
+
+def _label(case: _Case, up_to: int, last: bool | None = None) -> str:
+    layout = {None: [], False: ["channels first"], True: ["channels last"]}[last]
+    joined = ["two images"] if case.is_joined and last is not None else []
+    size = "any size" if up_to == configs.ANY else f"up to {up_to}"
+    return ", ".join([size, _short(case.dtype), case.sizes, *layout, *joined])
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,168 @@
+"""The group norm kernels equal the exact result, in every way and class of shapes that the tables have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lib_accel.kernels import configs, group_norm
+from lib_accel.kernels.group_norm import TOLERANCES, Norm, launch, why_not
+from tests.kernels.place import DTYPES, LAYOUTS, MARKS, assert_near, random
+
+pytestmark = MARKS
+
+# Groups that one program walks over, of one tile and of several.
+WHOLE = {
+    "one pixel": (1, 6, 1, 1, 2),
+    "ten channels a group": (2, 320, 7, 13, 32),
+    "one channel a group": (1, 5, 3, 2, 5),
+    "one group": (2, 7, 5, 9, 1),
+    "several tiles": (1, 12, 37, 41, 2),
+    "multiples of a float32 reciprocal that fall short": (1, 82, 1, 41, 2),
+}
+
+# Larger groups, one case for each class of pixels.
+SPLIT = {
+    "few pixels": (2, 900, 6, 7, 2),
+    "some pixels": (1, 150, 11, 12, 1),
+    "many pixels": (1, 40, 21, 22, 1),
+    "a large image": (1, 5, 60, 61, 1),
+}
+
+# More pixels than one chunk has, with channels first and last.
+CHUNKED = (1, 2, 150, 151)
+CHUNK_TABLES = (configs.CHUNKS_CHANNELS_FIRST, configs.CHUNKS_CHANNELS_LAST)
+
+
+def exact(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -> Tensor:
+    """In float64, rounded nowhere."""
+    weight, bias = (None if t is None else t.double() for t in (weight, bias))
+    result = F.group_norm(x.double(), norm.groups, weight, bias, norm.eps)
+    return F.silu(result) if norm.silu else result
+
+
+def image(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
+    return (2 * random(*shape, dtype=dtype) + 3).contiguous(memory_format=LAYOUTS[layout])
+
+
+def is_split(shape: tuple[int, ...], groups: int) -> bool:
+    return shape[1] // groups * shape[2] * shape[3] > configs.WHOLE_GROUPS[-1].up_to
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", WHOLE | SPLIT)
+def test_kernel_equals_group_norm_and_silu(case: str, layout: str, dtype: torch.dtype) -> None:
+    *shape, groups = (WHOLE | SPLIT)[case]
+    x = image(tuple(shape), dtype, layout)
+    weight, bias = random(shape[1]), random(shape[1], dtype=torch.float16, seed=1)
+    norm = Norm(groups, 1e-5, dtype, silu=True)
+    assert is_split(tuple(shape), groups) == (case in SPLIT)
+    assert why_not(x, weight, bias, norm) == ()
+    ours = launch(x, weight, bias, norm)
+    assert ours.dtype is dtype
+    assert ours.stride() == x.stride()
+    assert_near(ours, exact(x, weight, bias, norm), TOLERANCES)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_kernel_equals_group_norm_over_several_chunks(layout: str) -> None:
+    x, norm = image(CHUNKED, torch.float16, layout), Norm(2, 1e-5, torch.float16)
+    assert all(configs.pick(table, 150 * 151).per_chunk < 150 * 151 for table in CHUNK_TABLES)
+    assert_near(launch(x, None, None, norm), exact(x, None, None, norm), TOLERANCES)
+
+
+@given(
+    batch=st.integers(1, 2),
+    groups=st.integers(1, 4),
+    width=st.integers(1, 9),
+    height=st.integers(1, 9),
+    across=st.integers(2, 9),
+    layout=st.sampled_from(list(LAYOUTS)),
+    dtype=st.sampled_from(DTYPES),
+    silu=st.booleans(),
+    affine=st.booleans(),
+)
+@settings(max_examples=15, deadline=None)
+def test_kernel_equals_group_norm_for_any_shape(
+    batch: int,
+    groups: int,
+    width: int,
+    height: int,
+    across: int,
+    layout: str,
+    dtype: torch.dtype,
+    silu: bool,
+    affine: bool,
+) -> None:
+    x = image((batch, groups * width, height, across), dtype, layout)
+    weight = random(groups * width, dtype=dtype) if affine else None
+    norm = Norm(groups, 1e-6, dtype, silu)
+    assert_near(launch(x, weight, None, norm), exact(x, weight, None, norm), TOLERANCES)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", ["several tiles", "some pixels"])
+def test_a_mean_far_from_zero_costs_few_digits(case: str, layout: str) -> None:
+    *shape, groups = (WHOLE | SPLIT)[case]
+    x = image(tuple(shape), torch.float32, layout) + 1000
+    norm = Norm(groups, 1e-5, torch.float32)
+    # One float32 step at 1000 is 6e-5, and the spread is 2; sums of squares would be wrong by percents.
+    assert (launch(x, None, None, norm).double() - exact(x, None, None, norm)).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("case", ["several tiles", "some pixels"])
+def test_silu_is_computed_from_the_rounded_norm(case: str) -> None:
+    *shape, groups = (WHOLE | SPLIT)[case]
+    x = image(tuple(shape), torch.float32, "channels last")
+    early = launch(x, None, None, Norm(groups, 1e-5, torch.float16, silu=True, out_dtype=torch.float32))
+    late = launch(x, None, None, Norm(groups, 1e-5, torch.float32, silu=True, out_dtype=torch.float32))
+    assert torch.equal(early, early.half().float())
+    assert not torch.equal(late, late.half().float())
+    # The norm's rounding before SiLU is seen behind it.
+    assert not torch.equal(early, late.half().float())
+
+
+@pytest.mark.parametrize("case", ["several tiles", "some pixels"])
+def test_result_is_cast_in_the_end(case: str) -> None:
+    *shape, groups = (WHOLE | SPLIT)[case]
+    x = image(tuple(shape), torch.float32, "channels first")
+    wide = launch(x, None, None, Norm(groups, 1e-5, torch.float32, silu=True))
+    ours = launch(x, None, None, Norm(groups, 1e-5, torch.float32, silu=True, out_dtype=torch.float16))
+    assert torch.equal(ours, wide.half())
+
+
+def test_two_launches_give_the_same_bits() -> None:
+    x = image((1, 150, 11, 12), torch.float16, "channels last")
+    norm = Norm(1, 1e-5, torch.float16, silu=True)
+    assert torch.equal(launch(x, None, None, norm), launch(x, None, None, norm))
+
+
+def test_constant_group_is_its_bias() -> None:
+    x, bias = torch.full_like(random(1, 4, 3, 3), 7.0), random(4)
+    ours = launch(x, None, bias, Norm(2, 1e-5, torch.float32))
+    assert torch.equal(ours, bias[None, :, None, None].expand_as(x))
+
+
+def test_nan_stays_in_its_group() -> None:
+    x = image((1, 4, 3, 3), torch.float32, "channels first")
+    x[0, 0, 0, 0] = torch.nan
+    ours = launch(x, None, None, Norm(2, 1e-5, torch.float32))
+    assert ours[:, :2].isnan().all()
+    assert ours[:, 2:].isfinite().all()
+
+
+def test_kernel_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+    monkeypatch.setattr(group_norm, "launch", lambda *args: launched.append(args) or launch(*args))
+    x, norm = image((2, 6, 5, 7), torch.float32, "channels first"), Norm(3, 1e-5, torch.float32)
+    assert_near(group_norm.group_norm(x, None, None, norm), exact(x, None, None, norm), TOLERANCES)
+    assert len(launched) == 1
+    strided = x.transpose(2, 3)
+    ours = group_norm.group_norm(strided, None, None, norm)
+    assert_near(ours, exact(strided, None, None, norm), TOLERANCES)
+    assert len(launched) == 1
