@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lib_accel.bench.arguments import ArgumentsError, Parser, at_least, told, writable
+from lib_accel.bench.gpu.cli import FLAGS as GPU_FLAGS
+from lib_accel.bench.gpu.cli import add_flags, bench_gpu
 from lib_accel.bench.stats import never_slower
 from lib_accel.bench.suites import FULL, QUICK, SUITES
 from lib_accel.bench.table import HEADINGS, aligned, lora_lines, row
 
-LORA, GRAPHS = "lora", "graphs"
+LORA, GRAPHS, GPU = "lora", "graphs", "gpu"
 
 # Of sizes.SIZES and graphs_models.WIDTHS, which are not imported to read the command line.
 LORA_SIZES = ("tiny", "sd15", "sdxl")
@@ -28,6 +30,7 @@ _SUITES_OF = {
     "rounds": (LORA,),
     "plot": (LORA,),
     "without-peft": (LORA,),
+    **dict.fromkeys(GPU_FLAGS, (GPU,)),
 }
 
 
@@ -40,10 +43,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m lib_accel bench", description="Times stock diffusers and ours in turn.")
     parser.add_argument(
         "--suite",
-        choices=[*sorted(SUITES), LORA, GRAPHS],
+        choices=[*sorted(SUITES), LORA, GRAPHS, GPU],
         default="cpu",
         help="which cases: cpu, steps of models; lora, kinds of networks and switches; graphs, what "
-        "compiling costs and brings (default: cpu)",
+        "compiling costs and brings; gpu, full-size models on an NVIDIA GPU (default: cpu)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to write all figures to")
     parser.add_argument(
@@ -89,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="leave out what would need more memory, mapped files not counted (default: 10)",
     )
+    add_flags(parser)
     return parser
 
 
@@ -103,6 +107,9 @@ def _bench(argv: list[str]) -> int:
         return _bench_lora(arguments)
     if arguments.suite == GRAPHS:
         return _bench_graphs(arguments)
+    if arguments.suite == GPU:
+        with _threads(arguments.threads):
+            return bench_gpu(arguments)
     with _threads(arguments.threads):
         report = _measure(arguments.suite, quick=arguments.quick)
     _print(report)

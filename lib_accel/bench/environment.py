@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,74 @@ def environment(device: torch.device) -> dict[str, Any]:
         "lib_accel": __version__,
         **commit(_ROOT),
     }
+
+
+def gpu_environment(device: torch.device) -> dict[str, Any]:
+    """The GPU, its driver, its limits, and versions of what computes on it; empty where there is none."""
+    if device.type != "cuda":
+        return {}
+    told = torch.cuda.get_device_properties(device)
+    return {
+        "gpu_memory_mib": told.total_memory // 2**20,
+        "gpu_multiprocessors": told.multi_processor_count,
+        "compute_capability": f"{told.major}.{told.minor}",
+        "cuda": torch.version.cuda,
+        "cudnn": _cudnn(),
+        **{package: _version(package) for package in ("triton", "einops", "xformers")},
+        **gpu_clocks(device),
+    }
+
+
+def _cudnn() -> int | None:
+    ask: Callable[[], int | None] = torch.backends.cudnn.version
+    return ask()
+
+
+# What of a GPU is asked, by the name of a figure; nothing of it is ever set.
+_QUERIES = {
+    "driver": "driver_version",
+    "power_limit_w": "power.limit",
+    "power_limit_default_w": "power.default_limit",
+    "power_w": "power.draw",
+    "clock_mhz": "clocks.sm",
+    "clock_max_mhz": "clocks.max.sm",
+    "memory_clock_mhz": "clocks.mem",
+    "memory_clock_max_mhz": "clocks.max.mem",
+    "temperature_c": "temperature.gpu",
+    "performance_state": "pstate",
+}
+
+
+def gpu_clocks(device: torch.device) -> dict[str, Any]:
+    """What nvidia-smi says of driver, power and clocks now; None for what it does not, {} without a GPU."""
+    if device.type != "cuda":
+        return {}
+    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERIES.values())}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            [*command, f"--id={_smi_id(device)}"], capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return dict.fromkeys(_QUERIES)
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    if len(values) != len(_QUERIES):
+        return dict.fromkeys(_QUERIES)
+    return {name: _number(value) for name, value in zip(_QUERIES, values, strict=True)}
+
+
+def _smi_id(device: torch.device) -> str:
+    """How nvidia-smi knows the device: numbers of torch's count only those that this process may see."""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return str(device.index or 0) if uuid is None else f"GPU-{uuid}"
+
+
+def _number(value: str) -> float | str | None:
+    if value.startswith("["):  # "[N/A]" and its like
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def cpu_name() -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import diffusers
 import torch
 
 _POOL = 1 << 20
@@ -97,6 +96,8 @@ def compvis_unet(package: str, width: str, where: Place, seed: int = 0) -> Any:
 
 def diffusers_unet(width: str, where: Place, seed: int = 0) -> Any:
     """A UNet2DConditionModel as SD1 has it."""
+    import diffusers  # only here: the suite of GPUs runs where it is absent
+
     size = WIDTHS[width]
     upper = len(size.channels) - 1
     unet = diffusers.UNet2DConditionModel(

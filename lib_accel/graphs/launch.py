@@ -35,7 +35,7 @@ _MOST_RECORDINGS = 1024  # of an engine: besides its pool, each has memory of th
 _MOST_CASES = 32  # of a module
 _POOREST = 20  # replays, below which a recording was not worth its making
 _MOST_POOR = 3  # of those in turn, until it is left alone
-_MOST_TRIES = 3  # of what found no memory
+_MOST_TRIES = 3  # of what failed, or found no memory: it may be otherwise next time
 _SLOWER = 1.05  # times what it takes without: less is noise
 _ROUNDS = 3  # of which one must be as fast: the machine may do other things meanwhile
 # A replay does what the call before it did, with the algorithms that cuDNN takes without trying them out.
@@ -244,9 +244,9 @@ class Launches:
         except Exception as error:  # the caller goes the usual way, on which all errors are handled
             if isinstance(error, OUT_OF_MEMORY):
                 self.release()
-                return _LATER
-            case.reason = _first_line(error)
-            return _NEVER
+            case.tries += 1
+            case.reason = _first_line(error) if case.tries >= _MOST_TRIES else None
+            return _LATER
         launcher.wait(device)
         usual_s = time.perf_counter() - began
         done = Outcome(expected, is_done=True)

@@ -61,7 +61,7 @@ def test_the_summary_judges_every_case() -> None:
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--suite", "gpu"], "invalid choice: 'gpu'"),
+        (["--suite", "tpu"], "invalid choice: 'tpu'"),
         (["--threads", "0"], "--threads: got 0, expected 1 or more"),
         (["--threads", "two"], "invalid int value: 'two'"),
         (["--loud"], "unrecognized arguments: --loud"),

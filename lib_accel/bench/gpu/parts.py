@@ -1,0 +1,103 @@
+"""What the suite of GPUs measures: parts that one command runs, their cases, and the sides of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+# Sides by name, of sides.SIDES.
+STOCK = "eager SDPA"
+DIRECT, DIRECT_GRAPH = "ours, direct", "ours, direct, graphs"
+AUTO = "ours, auto"  # the options as they are before anybody changes them
+COMPILED, COMPILED_GRAPH = "ours, compiled", "ours, compiled, graphs"
+XFORMERS = "eager xformers"
+BLOCKS = "torch.compile, transformer blocks"
+WHOLE, OVERHEAD, AUTOTUNE = (
+    f"torch.compile, {mode}" for mode in ("default", "reduce-overhead", "max-autotune")
+)
+
+# How rows of a part are measured, by name: of suite.py.
+SPEED, PROFILE, SWITCH = "speed", "profile", "switch"
+
+# What toys are given at most: pixels of a picture's side, and pictures.
+DRY_PX, DRY_PICTURES = 64, 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is called: a model of models.FORMS, and with what."""
+
+    name: str
+    model: str
+    side_px: int = 512
+    pictures: int = 1  # a UNet and a text encoder are called with two a picture, for guidance
+    networks: int = 0
+    controls: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Cases that one command measures, each by each of some sides."""
+
+    cases: tuple[Case, ...]
+    sides: tuple[str, ...]
+    row_s: int = 120  # most that a row may take
+    kind: str = SPEED
+    is_cold: bool = False  # what is compiled is compiled anew, so that the seconds are those of a first use
+
+    def rows(self) -> list[tuple[Case, str]]:
+        """All of them, those of one case together."""
+        return [(case, side) for case in self.cases for side in self.sides]
+
+
+_OURS = (STOCK, DIRECT, DIRECT_GRAPH)
+_OURS_AND_AUTO = (*_OURS, AUTO)
+_SD15, _SDXL = Case("sd15 512", "sd15"), Case("sdxl 1024", "sdxl", 1024)
+_VAES = tuple(Case(f"vae {side}", "vae", side) for side in (512, 1024))
+_COMPILE_S = 220
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+PARTS: Mapping[str, Part] = MappingProxyType(
+    {
+        "sd15": Part(
+            tuple(Case(f"sd15 512, {_counted(n, 'picture')}", "sd15", pictures=n) for n in (1, 2, 4, 8)),
+            _OURS_AND_AUTO,
+        ),
+        "sd15-sizes": Part(tuple(Case(f"sd15 {side}", "sd15", side) for side in (768, 1024)), _OURS),
+        "sdxl": Part(
+            tuple(Case(f"sdxl 1024, {_counted(n, 'picture')}", "sdxl", 1024, pictures=n) for n in (1, 2)),
+            _OURS_AND_AUTO,
+        ),
+        "loras": Part(
+            tuple(Case(f"sd15 512, {_counted(n, 'LoRA')}", "sd15", networks=n) for n in (0, 1, 4, 16)), _OURS
+        ),
+        "switches": Part(
+            tuple(
+                Case(f"{model}, {_counted(n, 'LoRA')}", model, networks=n)
+                for model in ("sd15", "sdxl")
+                for n in (1, 4, 16)
+            ),
+            ("switch",),
+            kind=SWITCH,
+        ),
+        "controlnet": Part(
+            tuple(Case(f"sd15 512, {_counted(n, 'ControlNet')}", "sd15", controls=n) for n in (0, 1, 2)),
+            _OURS,
+        ),
+        "vae": Part(_VAES, _OURS_AND_AUTO),
+        "text": Part((Case("text, 77 tokens", "text"),), _OURS_AND_AUTO),
+        "compiled": Part((_SD15,), (STOCK, COMPILED, COMPILED_GRAPH), row_s=_COMPILE_S, is_cold=True),
+        "rivals": Part((_SD15,), (STOCK, XFORMERS, BLOCKS), row_s=_COMPILE_S, is_cold=True),
+        "rivals-default": Part((_SD15,), (WHOLE,), row_s=_COMPILE_S, is_cold=True),
+        "rivals-overhead": Part((_SD15,), (OVERHEAD,), row_s=_COMPILE_S, is_cold=True),
+        "rivals-autotune": Part((_SD15,), (AUTOTUNE,), row_s=_COMPILE_S, is_cold=True),
+        "profile": Part((_SD15, _SDXL, _VAES[1]), _OURS, kind=PROFILE),
+        "memory": Part((_SD15, Case("sd15 1024", "sd15", 1024), _SDXL, _VAES[1]), _OURS_AND_AUTO),
+    }
+)
+ALL = "all"
