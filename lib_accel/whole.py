@@ -31,6 +31,18 @@ _BOOKKEEPING = "network_"
 _VALUES = (type(None), bool, int, float, str, torch.dtype)
 
 
+def _mark(value: Any) -> Hashable:
+    """What a value is known by: what it says, or else where it is, since who holds it may hold the model."""
+    kind = type(value)
+    if kind in _VALUES:
+        return kind, value
+    if kind in (list, tuple) and all(type(each) in _VALUES for each in value):
+        return kind, tuple(value)
+    if kind is dict and all(type(each) in _VALUES for each in value.values()):
+        return kind, tuple(value.items())
+    return id(value)
+
+
 def _demand_own(module: nn.Module, model: nn.Module) -> None:
     """Raises LayoutError for what another package put among the layers: it may read whatever it likes."""
     package = type(module).__module__.split(".")[0]
@@ -79,7 +91,7 @@ class Frame:
     def _current_attributes(self, model: nn.Module) -> list[Hashable]:
         """What the model's own loop may read: values as such, other things by which they are."""
         return [
-            value if type(value) in _VALUES else id(value)
+            _mark(value)
             for each in (model, *self._others)
             for name, value in vars(each).items()
             if name not in _OF_MODULE and not name.startswith(_BOOKKEEPING)

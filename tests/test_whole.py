@@ -356,3 +356,13 @@ def test_a_hook_on_every_module_leaves_all_to_the_host(studio: LaunchingStudio) 
         handle.remove()
     assert "ResBlock" in seen
     assert difference(run(unet, inputs()), studio.eager(unet)) <= CLOSE
+
+
+@pytest.mark.parametrize("scales", [[1.0, 0.5], {"b1": 1.0}])
+def test_a_list_or_dictionary_of_numbers_that_is_changed_in_place_is_seen(scales: Any) -> None:
+    unet: Any = tiny_unet()
+    unet.scales = scales
+    frame = frame_of(unet)
+    assert frame.holds()
+    scales[next(iter(scales)) if isinstance(scales, dict) else 0] = 1.4
+    assert not frame.holds()

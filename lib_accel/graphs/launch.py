@@ -99,7 +99,7 @@ class _Case:
         self.ready: _Ready | None = None
         self.reason: str | None = None  # why it is never recorded
         self.replays = 0
-        self.poor = 0  # recordings in turn that were dropped for others too soon
+        self.poor = 0  # recordings in turn that were too many
         self.tries = 0
         self.used_at = 0
 
@@ -322,28 +322,29 @@ class Launches:
     # Memory
 
     def _keep_within(self, budget_bytes: int, case: _Case) -> None:
-        """Gives up what was not used for longest, or all if that is too little.
+        """Gives up what was not used for longest, or all if the newest recording, of `case`, is one too many.
 
         Recordings share one pool, which torch gives back as a whole: what one of them frees, only the next
-        one can have.
+        one can have. A newcomer that is too much time and again stays out, so that the others can stay.
         """
-        ready = [each for each in self._cases() if each.ready is not None]
-        for each in sorted(ready, key=lambda each: each.used_at)[: max(0, len(ready) - _MOST_RECORDINGS)]:
+        ready = sorted(
+            (each for each in self._cases() if each.ready is not None), key=lambda each: each.used_at
+        )
+        for each in ready[: max(0, len(ready) - _MOST_RECORDINGS)]:
             self._evict(each)
         if self.size_bytes <= budget_bytes or case.ready is None:
             return
-        own = case.ready.size_bytes
+        own_bytes = case.ready.size_bytes
+        case.poor += 1
+        if own_bytes > budget_bytes:
+            case.reason = f"its graph needs {_mib(own_bytes)} MiB of {_mib(budget_bytes)} allowed"
+        elif case.poor >= _MOST_POOR:
+            case.reason = "its graph and others need more memory than is allowed"
         for each in ready:
             self._evict(each)
-        if own > budget_bytes:
-            case.reason = f"its graph needs {own / 2**20:.0f} MiB of {budget_bytes / 2**20:.0f} allowed"
 
     def _evict(self, case: _Case) -> None:
-        """Drops a recording for others; if that happens again and again, it is one too many."""
-        case.poor = case.poor + 1 if case.replays < _POOREST else 0
-        if case.poor >= _MOST_POOR:
-            case.reason = "its graph and others need more memory than is allowed"
-        self._evicted += 1
+        self._evicted += case.ready is not None
         self._drop(case)
 
     def release(self) -> None:
@@ -358,6 +359,7 @@ class Launches:
 
     def _drop(self, case: _Case) -> None:
         with self._work:
+            case.poor = 0 if case.replays >= _POOREST else case.poor
             ready, case.ready, case.replays = case.ready, None, 0
             if ready is not None:
                 device = ready.inputs[0].device
@@ -412,6 +414,10 @@ def _fault(found: Tree, expected: Tree) -> str | None:
         if not apart <= limit:
             return f"a replay differs by {apart:.1e}, tolerated are {limit:.1e}"
     return None
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f}"
 
 
 def _first_line(error: Exception) -> str:
