@@ -97,6 +97,7 @@ class TapeRecording:
         self.outputs = outputs
         self.memory = [each for operation in operations for each in operation.results]
         self._operations, self._inputs, self._recorder = list(operations), list(inputs), recorder
+        self._is_spoiled = False  # since it was last at work: to fill the memory of hundreds takes long
 
     @property
     def size_bytes(self) -> int:
@@ -109,6 +110,7 @@ class TapeRecording:
         assert self._operations, "replayed after it was dropped"
         self._recorder.replays += 1
         self._recorder.spoil(but=self._inputs)
+        self._is_spoiled = False
         for operation in self._operations:
             results = operation.function(*operation.args, **operation.kwargs)
             if operation.writes:
@@ -125,6 +127,9 @@ class TapeRecording:
 
     def spoil(self, but: Sequence[Tensor] = ()) -> None:
         """Fills its memory with NaN, as others would with anything."""
+        if self._is_spoiled:
+            return
+        self._is_spoiled = True
         kept = {id(each) for each in but}
         _spoil([each for each in (*self.memory, *self._inputs) if id(each) not in kept])
 
