@@ -29,6 +29,7 @@ class ModelCall(NamedTuple):
     networks: tuple[Hashable, ...] = ()  # that the weights should carry (host.Host.wanted_networks)
     choice: Choice | None = None  # None where direct code is all there is
     is_forced: bool = False  # whether compiled code is asked for, be it faster or not
+    may_prove: bool = True  # whether graphs may be proved in it
     launch: Terms | None = None  # on which it, or else its units, may be replayed as recordings
 
     def as_host(self) -> AbstractContextManager[None]:

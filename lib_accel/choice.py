@@ -179,6 +179,7 @@ class Choice:
         live: Side | None,
         *,
         is_forced: bool,
+        may_prove: bool = True,
     ) -> tuple[Tensor, str]:
         """The block's output and the code that computed it; `live` is the host's block, if there is one."""
         case = self._case(block, x, besides, weights, rules, is_forced)
@@ -189,7 +190,7 @@ class Choice:
                     return result, COMPILED
             elif case.code == HOST and live is not None:
                 return live(), HOST
-            if case.wants_proof and self._may_prove(is_forced):
+            if may_prove and case.wants_proof and self._may_prove(is_forced):
                 self._prove(case, block, x, besides, weights, live)
         return compute(block.kind, x, besides, weights, block.spec, rules), DIRECT
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -19,6 +20,21 @@ OUT_OF_MEMORY = (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutO
 def device_name(device: torch.device) -> str:
     """The name of a GPU, or what torch calls the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def switches() -> tuple[bool, ...]:
+    """What of torch's state decides which kernels an operation runs, beside dtypes and sizes."""
+    cuda: Any = torch.backends.cuda
+    cudnn = torch.backends.cudnn
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        cuda.matmul.allow_tf32,
+        cudnn.allow_tf32,
+        cudnn.deterministic,
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+    )
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:

@@ -251,11 +251,17 @@ class Engine:
     def _run_whole_model(
         self, model: nn.Module, original: Method, given: Arguments, call: ModelCall
     ) -> Outcome:
+        recorded = call._replace(may_prove=False)
+
         def compute(given: Arguments) -> Any:
-            with self._thread.recording(call):
+            with self._thread.recording(recorded):
                 return original(model, *given.args, **given.kwargs)
 
-        return self._launching.whole(model, compute, given, call, self.generation)
+        try:
+            return self._launching.whole(model, compute, given, call, self.generation)
+        except Exception as error:  # a fault of ours; the model goes the usual way
+            self._note_failure(model, _Failure.of(error), is_lasting=False)
+            return Outcome(is_given_up=True)
 
     def _dispatch(
         self, module: nn.Module, run_ours: Callable[[], Tensor | None], run_hosts: Callable[[], Any]
@@ -315,10 +321,12 @@ class Engine:
         bound.networks.ensure(self._host, call.networks, self.generation)
         waves = bound.waves(unet, given.timesteps)
 
+        recorded = call._replace(may_prove=False)
+
         def compute(inputs: Sequence[Any]) -> Tensor:
             x, waves, context, y = inputs
             try:
-                with self._thread.recording(call):
+                with self._thread.recording(recorded):
                     return bound.run(unet, x, bound.embed(waves, y, call), context, call)
             except HostFailure as error:  # for the launcher, which knows of no host
                 raise error.cause from None
@@ -371,13 +379,13 @@ class Engine:
                 self._bindings.watch.look()
         return call._replace(launch=self._launching.terms(options, call, x.device))
 
-    def _note_failure(self, module: nn.Module, failure: _Failure) -> None:
+    def _note_failure(self, module: nn.Module, failure: _Failure, *, is_lasting: bool = True) -> None:
         message = f"failed: {failure.kind}: {failure.message}"
         if (bound := self._bindings.known_unit(module)) is not None:
             bound.count_as_host(self.generation, [message])
         else:
             self.generation.add([message])
-        if not failure.is_passing:
+        if is_lasting and not failure.is_passing:
             self._bindings.broken[module] = message
         key = type(module).__name__, failure.kind
         if key not in self._logged:
@@ -386,7 +394,11 @@ class Engine:
 
 
 def _launchers() -> dict[str, Launcher]:
-    return {"cuda": launcher_of_this_process()} if torch.cuda.is_available() else {}
+    """None on AMD's GPUs, where graphs were never tried, nor with an allocator that cannot say their size."""
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return {}
+    is_torchs_own = torch.cuda.memory.get_allocator_backend() == "native"
+    return {"cuda": launcher_of_this_process()} if is_torchs_own else {}
 
 
 class _Failure(NamedTuple):

@@ -12,12 +12,13 @@ from torch import nn
 from lib_accel.bindings import Bindings
 from lib_accel.bound import BoundUNet, BoundUnit
 from lib_accel.calls import ModelCall
+from lib_accel.device import switches
 from lib_accel.graphs.launch import Launches, Outcome, Terms, Work
 from lib_accel.graphs.launcher import Launcher
 from lib_accel.host import Host
 from lib_accel.layouts.entries import Inputs
 from lib_accel.options import Options
-from lib_accel.report import Generation
+from lib_accel.report import Generation, LaunchReport
 
 EAGER, FORCED = "eager", "graph"  # values of the option `launch`
 
@@ -31,7 +32,14 @@ class Launching:
     def __init__(self, host: Host, bindings: Bindings, launches: Launches) -> None:
         self._host, self._bindings, self._launches = host, bindings, launches
         self._thread: int | None = None
-        self.release, self.report = launches.release, launches.report
+
+    def release(self) -> None:
+        """Drops all recordings."""
+        self._launches.release()
+
+    def report(self) -> LaunchReport:
+        """What is recorded, and why other calls are not."""
+        return self._launches.report()
 
     def begin_generation(self) -> None:
         """The current thread draws the next picture; on others, a host decodes previews at most."""
@@ -41,7 +49,11 @@ class Launching:
         """On which terms a call may be replayed, or None."""
         if options.launch == EAGER or call.stand_aside or not self._launches.serves(device):
             return None
+        if options.graph_memory_mib == 0:
+            self._launches.note("graph_memory_mib is 0")
+            return None
         if self._host.tells_generations and threading.get_ident() != self._thread:
+            self._launches.note("called on another thread than the picture's")
             return None
         codes = 0 if call.choice is None else call.choice.settled()
         if codes is None:  # proofs are made in calls that are not replayed
@@ -60,13 +72,14 @@ class Launching:
             return Outcome()
         if inputs.x.nbytes > _LARGEST_INPUT_BYTES:
             return self._not("its input is so large that to copy it takes longer than to launch its kernels")
+        recorded = call._replace(may_prove=False)
         work = Work(
             module,
-            lambda given: bound.run(given, call),
+            lambda given: bound.run(given, recorded),
             inputs,
             bound.weights(),
             (bound.serial, call.launch.codes),
-            (call.rules, call.autocast),
+            (call.rules, call.autocast, *switches()),
         )
         outcome = self._launches.run(work, call.launch)
         generation.replayed += outcome.is_replayed * bound.size
@@ -88,6 +101,8 @@ class Launching:
         """
         if call.launch is None:
             return Outcome()
+        if own is None and call.choice is not None:
+            return self._not("others' loop around compiled blocks cannot be watched")
         frame = self._bindings.frame(model)
         if frame.failure is not None:
             return self._not(frame.failure)
@@ -104,7 +119,8 @@ class Launching:
             given,
             [weight for part in parts for weight in part.weights()],
             (*[part.serial for part in parts], call.launch.codes),
-            (call.rules, call.autocast),
+            (call.rules, call.autocast, *switches()),
+            is_foreign=own is None,
         )
         outcome = self._launches.run(work, call.launch)
         if outcome.is_done:

@@ -45,6 +45,10 @@ class Call(Protocol):
     def is_forced(self) -> bool:
         """Whether compiled code is asked for, be it faster or not."""
 
+    @property
+    def may_prove(self) -> bool:
+        """Whether graphs may be proved in it, which waits for the device."""
+
     def as_host(self) -> AbstractContextManager[None]:
         """Autocast as the host set it, for a live module among our functions."""
 
@@ -133,6 +137,7 @@ class _Direct:
             call.rules,
             None if live is None else lambda: live.run(x, emb, context, call, weights),
             is_forced=call.is_forced,
+            may_prove=call.may_prove,
         )
         self.chosen = None if code == DIRECT else code
         return result
@@ -274,6 +279,7 @@ class _Depth:
             call.rules,
             lambda: self._live.run(tokens, context, call, weights),
             is_forced=call.is_forced,
+            may_prove=call.may_prove,
         )
 
 

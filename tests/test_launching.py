@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lib_accel import engine as engine_module
 from lib_accel.blocks import res
 from lib_accel.choice import Choice
 from lib_accel.graphs.activity import Activity
@@ -452,7 +453,8 @@ def test_no_memory_allowed_leaves_a_reason(studio: LaunchingStudio) -> None:
     studio.host.asked = Options(launch="graph", graph_memory_mib=0)
     studio.warmed(unet)
     assert studio.report.graphs == 0
-    assert any("MiB of 0 allowed" in reason for reason in studio.report.reasons)
+    assert "graph_memory_mib is 0" in studio.report.reasons
+    assert studio.report.captures == 0
 
 
 def test_the_option_may_change_between_calls(studio: LaunchingStudio) -> None:
@@ -531,3 +533,42 @@ def test_compiled_code_is_replayed_and_no_proof_is_made_inside(compiling: Launch
     assert proved == (0, 2 * blocks, 1)  # the call with the proofs is not replayed
     assert compiled == (3 * SMALL, blocks, 2)  # other code, so it is recorded anew
     assert again == (3 * SMALL, 3 * blocks, 2)
+
+
+# What was found by a stranger's reading
+
+
+def test_a_switch_of_torchs_is_another_call(studio: LaunchingStudio) -> None:
+    unet = tiny_unet()
+    studio.warmed(unet)
+    captures = studio.report.captures
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(not before)
+    try:
+        studio.warmed(unet)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert studio.report.captures == 2 * captures
+
+
+class Wrapped(nn.Parameter):
+    """A weight that does not say where its numbers are."""
+
+
+def test_weights_of_a_class_of_their_own_are_never_recorded(studio: LaunchingStudio) -> None:
+    unet: Any = tiny_unet()
+    unet.out[2].weight = Wrapped(unet.out[2].weight.detach(), requires_grad=False)
+    studio.warmed(unet)
+    assert studio.report.graphs == 0
+    assert "its weights are of a class of their own" in studio.report.reasons
+
+
+def test_an_engine_of_a_machine_without_a_gpu_has_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine_module._launchers() == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.memory, "get_allocator_backend", lambda: "cudaMallocAsync")
+    assert engine_module._launchers() == {}
+    monkeypatch.setattr(torch.cuda.memory, "get_allocator_backend", lambda: "native")
+    assert list(engine_module._launchers()) == ["cuda"]
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert engine_module._launchers() == {}

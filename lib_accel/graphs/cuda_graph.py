@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,17 @@ from torch import Tensor
 from lib_accel.device import OUT_OF_MEMORY
 from lib_accel.errors import CaptureError
 
+_log = logging.getLogger(__name__)
+
 # Another thread may draw a preview or empty the cache meanwhile: torch's default would end the capture then.
 _MODE = "thread_local"
 
 # Torch cannot free what it has cached while a capture is under way, so that it is done before where this
 # much is not free.
 _SPARE_BYTES = 2 * 2**30
+_WORTH_BYTES = 2**28  # of what is cached; less is not worth to allocate it anew
+
+_NO_MEMORY = "out of memory"  # in the message of what CUDA itself, and not torch's allocator, had none for
 
 _SHARE = 8  # one part of so many of a GPU's memory may be for graphs
 
@@ -83,6 +89,7 @@ class CudaLauncher:
     def __init__(self) -> None:
         self._places: dict[torch.device, _Place] = {}
         self._lock = threading.Lock()
+        self._fault: str | None = None
 
     def _place(self, device: torch.device) -> _Place:
         with self._lock:
@@ -118,27 +125,51 @@ class CudaLauncher:
         place = self._place(device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(device), _undisturbed():
-            torch.cuda.synchronize(device)
-            if torch.cuda.mem_get_info(device)[0] < _SPARE_BYTES:
+            self.wait(device)
+            idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            if idle > _WORTH_BYTES and torch.cuda.mem_get_info(device)[0] < _SPARE_BYTES:
                 torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved(device)
-            with torch.cuda.stream(place.stream):
-                outputs = _captured(graph, place.pool(), function)
+            pool = place.pool()
+            try:
+                with torch.cuda.stream(place.stream):
+                    outputs = _captured(graph, pool, function)
+            except _UncleanError as error:
+                _clean_up(place, pool, device)
+                if _NO_MEMORY in str(error):
+                    raise OUT_OF_MEMORY[1](str(error)) from error
+                self._fault = f"a capture failed, restart to have CUDA graphs again: {error}"
+                _log.error("no CUDA graphs any more: %s", error)
+                cause = error.__cause__
+                if cause is None or isinstance(cause, Exception):
+                    raise
+                raise cause from None  # somebody ends the program
             torch.cuda.current_stream(device).wait_stream(place.stream)
             grown = torch.cuda.memory_reserved(device) - before
         return CudaRecording(graph, outputs, max(grown, 0), place.alive)
 
     def wait(self, device: torch.device) -> None:
-        """For the device."""
-        torch.cuda.synchronize(device)
+        """For the current stream, and that of the last graph; not for the device: others may be capturing."""
+        torch.cuda.current_stream(device).synchronize()
+        last = self._place(device).last
+        if last is not None:
+            last.synchronize()
 
     def largest_bytes(self, device: torch.device) -> int:
         """A share of its memory: what graphs hold, nobody else can have, and on a small GPU all is needed."""
         return int(torch.cuda.get_device_properties(device).total_memory) // _SHARE
 
+    def fault(self) -> str | None:
+        """That a capture failed so that torch may not be as it was."""
+        return self._fault
+
     def is_recording(self, device: torch.device) -> bool:
         """Whether the current stream is being captured."""
         return torch.cuda.is_current_stream_capturing()
+
+
+class _UncleanError(CaptureError):
+    """A capture that could not be ended as it should be. The message is the reason."""
 
 
 def _captured(
@@ -148,16 +179,53 @@ def _captured(
         graph.capture_begin(pool=pool, capture_error_mode=_MODE)
         try:
             outputs = function()
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # of a capture that is invalid already
+        except BaseException as error:
+            try:
                 graph.capture_end()
+            except RuntimeError:
+                raise _UncleanError(_first_line(error)) from error
             raise
-        graph.capture_end()
-    except OUT_OF_MEMORY:
+        try:
+            graph.capture_end()
+        except RuntimeError as error:
+            raise _UncleanError(_first_line(error)) from error
+    except (*OUT_OF_MEMORY, CaptureError):
         raise
     except Exception as error:
-        raise CaptureError(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+        raise CaptureError(_first_line(error)) from error
     return outputs
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _clean_up(place: _Place, pool: Any, device: torch.device) -> None:
+    """Ends for torch what it takes for a capture under way.
+
+    An operation that CUDA forbids makes a capture invalid, and torch (2.1 to 2.12) then forgets to tell its
+    allocator, which frees nothing any more, and its random numbers, which cannot be drawn any more. The
+    allocator is told by the functions that Inductor uses (torch/_inductor/cudagraph_trees.py), whose names
+    and arguments depend on the version; random numbers by the end of another capture.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    for name, arguments in (
+        ("_cuda_endAllocateToPool", (index, pool)),
+        ("_cuda_endAllocateCurrentStreamToPool", (index, pool)),
+        ("_cuda_endAllocateCurrentStreamToPool", (index,)),
+    ):
+        end = getattr(torch._C, name, None)
+        if end is not None:
+            with contextlib.suppress(TypeError, RuntimeError), torch.cuda.stream(place.stream):
+                end(*arguments)
+                break
+    with contextlib.suppress(Exception), torch.cuda.stream(place.stream):  # there is nothing left to try
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode=_MODE)
+        try:
+            torch.zeros(1, device=device)
+        finally:
+            graph.capture_end()
 
 
 @functools.cache
@@ -168,6 +236,14 @@ def _collect_once() -> None:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Nothing is collected that frees or destroys what may not be freed now, and no algorithm is tried."""
+    with _CAPTURE:
+        yield from _alone()
+
+
+_CAPTURE = threading.Lock()  # of all devices, since these two switches are the process's
+
+
+def _alone() -> Iterator[None]:
     _collect_once()
     was_collecting, was_trying = gc.isenabled(), torch.backends.cudnn.benchmark
     gc.disable()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -25,19 +26,20 @@ from lib_accel.errors import CaptureError
 from lib_accel.graphs.launcher import Launcher, Recording
 from lib_accel.graphs.proof import difference, tolerance
 from lib_accel.graphs.structure import digest
-from lib_accel.graphs.trees import NotPlainError, Tree, addresses, flattened, like
+from lib_accel.graphs.trees import PLAIN, NotPlainError, Tree, Whereabouts, flattened, like
 from lib_accel.graphs.verdicts import Verdicts, surroundings
+from lib_accel.graphs.watch import Watch
 from lib_accel.report import LaunchReport
 
 _log = logging.getLogger(__name__)
 
 _MOST_RECORDINGS = 1024  # of an engine: besides its pool, each has memory of the driver's
 _MOST_CASES = 32  # of a module
-_POOREST = 20  # replays, below which a recording was not worth its making
+_POOREST = 8  # replays, below which a recording was not worth its making
 _MOST_POOR = 3  # of those in turn, until it is left alone
 _MOST_TRIES = 3  # of what failed, or found no memory: it may be otherwise next time
 _SLOWER = 1.05  # times what it takes without: less is noise
-_ROUNDS = 3  # of which one must be as fast: the machine may do other things meanwhile
+_ROUNDS = 4  # of which one must be as fast: the machine may do other things meanwhile
 # A replay does what the call before it did, with the algorithms that cuDNN takes without trying them out.
 _TIMES_TOLERANCE = 10.0
 
@@ -55,6 +57,7 @@ class Work(NamedTuple):
     weights: Sequence[Any]  # all that the function reads besides
     version: Hashable  # of what the function does; what was recorded of another is dropped
     state: Hashable  # all else that it depends on
+    is_foreign: bool = False  # whether others' code is in the function, which may do what cannot be recorded
 
 
 class Terms(NamedTuple):
@@ -83,7 +86,7 @@ class _Ready(NamedTuple):
     recording: Recording
     inputs: Sequence[Tensor]
     result: Tree
-    addresses: tuple[Hashable, ...]
+    weights: Whereabouts
 
     @property
     def size_bytes(self) -> int:
@@ -111,6 +114,7 @@ class _Site:
         self.version = version
         self.cases: dict[Hashable, _Case] = {}
         self.poor = 0
+        self.is_watched = False  # whether others' code in it was seen to do nothing that cannot be recorded
         self.reason: str | None = None  # why none of its calls is recorded
 
 
@@ -131,7 +135,7 @@ class Launches:
     def serves(self, device: torch.device) -> bool:
         """Whether calls on that device can be replayed now."""
         launcher = self.launcher_of(device)
-        return launcher is not None and not launcher.is_recording(device)
+        return launcher is not None and launcher.fault() is None and not launcher.is_recording(device)
 
     def launcher_of(self, device: torch.device) -> Launcher | None:
         """What replays calls on that device, if anything does."""
@@ -160,14 +164,14 @@ class Launches:
             if not is_ours:
                 self._reasons[_BUSY] += 1
                 return _LATER
-            if case.ready is not None and case.ready.addresses != addresses(work.weights):
+            if case.ready is not None and not case.ready.weights.are_of(work.weights):
                 self._drop_moved(site)
                 return _LATER
             self._uses += 1
             case.used_at = self._uses
             if case.ready is not None:
                 return self._again(case, case.ready, given)
-            return self._tried(case, work, given, terms)
+            return self._tried(site, case, work, given, terms)
 
     @contextlib.contextmanager
     def _turn(self, device: torch.device) -> Iterator[bool]:
@@ -187,6 +191,8 @@ class Launches:
         except Exception as error:  # the caller goes the usual way
             if isinstance(error, OUT_OF_MEMORY):
                 self.release()
+                case.tries += 1
+                case.reason = _NO_MEMORY if case.tries >= _MOST_TRIES else None
                 return _LATER
             _log.exception("a replay failed; the call is launched kernel by kernel from now")
             case.reason = _first_line(error)
@@ -215,17 +221,18 @@ class Launches:
         return site
 
     def _meet(self, site: _Site, key: Hashable) -> None:
-        """Makes a case, and forgets the oldest where there are too many."""
+        """Makes a case, and forgets what was not used for longest where there are too many."""
         with self._lock:
+            oldest = None
+            if len(site.cases) >= _MOST_CASES:
+                oldest = site.cases.pop(min(site.cases, key=lambda each: site.cases[each].used_at))
             site.cases[key] = _Case()
-            is_full = len(site.cases) > _MOST_CASES
-            oldest = site.cases.pop(next(iter(site.cases))) if is_full else None
         if oldest is not None:
             self._drop(oldest)
 
     def _drop_moved(self, site: _Site) -> None:
         """To be recorded anew at the next call, as long as that pays."""
-        most = max(each.replays for each in site.cases.values())
+        most = max(each.replays for each in list(site.cases.values()))
         site.poor = site.poor + 1 if most < _POOREST else 0
         if site.poor >= _MOST_POOR:
             site.reason = _MOVES
@@ -233,7 +240,7 @@ class Launches:
 
     # At the second use
 
-    def _tried(self, case: _Case, work: Work, given: Tree, terms: Terms) -> Outcome:
+    def _tried(self, site: _Site, case: _Case, work: Work, given: Tree, terms: Terms) -> Outcome:
         """The call's result, by its function; the next call is replayed if nothing speaks against it."""
         device = given.tensors[0].device
         launcher = self._launchers[device.type]
@@ -248,8 +255,12 @@ class Launches:
             case.reason = _first_line(error) if case.tries >= _MOST_TRIES else None
             return _LATER
         launcher.wait(device)
-        usual_s = time.perf_counter() - began
+        ended = time.perf_counter()
+        usual_s = ended - began
         done = Outcome(expected, is_done=True)
+        if any(type(each) not in PLAIN for each in work.weights if each is not None):
+            case.reason = "its weights are of a class of their own"  # which do not say where they are
+            return done
         name = digest(surroundings(device), "launch", type(work.module).__qualname__, work.state)
         crashed = self._verdicts.get(name)
         if crashed is not None:
@@ -257,9 +268,7 @@ class Launches:
             return done
         with self._on_trial(name):
             try:
-                case.reason = self._recorded(case, work, given, flattened(expected))
-                if case.reason is None and not terms.is_forced:
-                    case.reason = self._loss(case, given, usual_s)
+                case.reason = self._recorded(site, case, work, given, expected, terms, usual_s)
                 self._keep_within(min(terms.budget_bytes, launcher.largest_bytes(device)), case)
             except OUT_OF_MEMORY:
                 self.release()
@@ -270,7 +279,9 @@ class Launches:
                 _log.info("%s is not recorded: %s", type(work.module).__name__, case.reason, exc_info=True)
         if case.reason is not None:
             self._drop(case)
-        self._seconds += time.perf_counter() - began
+        if launcher.fault() is not None:
+            self.release()
+        self._seconds += time.perf_counter() - ended
         return done
 
     @contextlib.contextmanager
@@ -286,37 +297,39 @@ class Launches:
             self._verdicts.end_trial(name)
         self._survived.add(name)
 
-    def _recorded(self, case: _Case, work: Work, given: Tree, expected: Tree) -> str | None:
+    def _recorded(
+        self, site: _Site, case: _Case, work: Work, given: Tree, expected: Any, terms: Terms, usual_s: float
+    ) -> str | None:
         """Makes the case ready, or says why it is not to be."""
         device = given.tensors[0].device
+        launcher, before = self._launchers[device.type], flattened(expected)
         with torch.inference_mode(False), torch.no_grad(), _without_cached_casts():
             # Not the values of this call: what is not computed anew in a replay would look right.
             inputs = [like(each).zero_() for each in given.tensors]
             results: list[Tree] = []
 
             def function() -> Sequence[Tensor]:
-                results.append(flattened(work.function(given.rebuilt(inputs))))
+                results[:] = [flattened(work.function(given.rebuilt(inputs)))]
                 return results[0].tensors
 
-            recording = self._launchers[device.type].record(function, inputs, device)
+            if work.is_foreign and not site.is_watched:
+                with Watch():  # type: ignore[no-untyped-call]
+                    function()
+                site.is_watched = True
+            recording = launcher.record(function, inputs, device)
         self._captures += 1
-        case.ready = _Ready(recording, inputs, results[0], addresses(work.weights))
-        if results[0].key != expected.key:
+        case.ready = ready = _Ready(recording, inputs, results[0], Whereabouts(work.weights))
+        if results[0].key != before.key:
             return "its result has another form when it is recorded"
-        return _fault(flattened(_replayed(case.ready, given.tensors)), expected)
-
-    def _loss(self, case: _Case, given: Tree, usual_s: float) -> str | None:
-        """Why a replay is not worth it."""
-        assert case.ready is not None
-        device = given.tensors[0].device
-        launcher = self._launchers[device.type]
-        for _ in range(_ROUNDS):
+        fault, replay_s = None, math.inf
+        for number in range(_ROUNDS):  # of which the first takes the graph to the GPU
             began = time.perf_counter()
-            _replayed(case.ready, given.tensors)
+            found = _replayed(ready, given.tensors)
             launcher.wait(device)
             replay_s = time.perf_counter() - began
-            if replay_s <= _SLOWER * usual_s:
-                return None
+            fault = _fault(flattened(found), before) if number == 0 else None
+            if fault is not None or terms.is_forced or replay_s <= _SLOWER * usual_s:
+                return fault
         return f"a replay takes {1000 * replay_s:.2f} ms, without it {1000 * usual_s:.2f} ms"
 
     # Memory
@@ -332,7 +345,11 @@ class Launches:
         )
         for each in ready[: max(0, len(ready) - _MOST_RECORDINGS)]:
             self._evict(each)
-        if self.size_bytes <= budget_bytes or case.ready is None:
+        if case.ready is None:
+            return
+        device = case.ready.inputs[0].device
+        ready = [each for each in ready if each.ready is not None and each.ready.inputs[0].device == device]
+        if sum(each.ready.size_bytes for each in ready if each.ready is not None) <= budget_bytes:
             return
         own_bytes = case.ready.size_bytes
         case.poor += 1
@@ -380,7 +397,11 @@ class Launches:
     def report(self) -> LaunchReport:
         """What is recorded, what was done with it, and why other calls are not."""
         cases = list(self._cases())
-        reasons = self._reasons + Counter(case.reason for case in cases if case.reason is not None)
+        reasons = Counter(dict(self._reasons)) + Counter(
+            case.reason for case in cases if case.reason is not None
+        )
+        faults = (launcher.fault() for launcher in self._launchers.values())
+        reasons += Counter(fault for fault in faults if fault is not None)
         with self._lock:
             reasons += Counter(site.reason for site in self._sites.values() if site.reason is not None)
         return LaunchReport(

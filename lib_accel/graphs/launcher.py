@@ -49,5 +49,8 @@ class Launcher(Protocol):
     def largest_bytes(self, device: torch.device) -> int:
         """What recordings may take of the device, whatever is asked for."""
 
+    def fault(self) -> str | None:
+        """Why nothing can be recorded any more in this process, or None."""
+
     def is_recording(self, device: torch.device) -> bool:
         """Whether somebody, anybody, records what the current thread does."""

@@ -20,26 +20,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_accel.errors import CaptureError
+from lib_accel.graphs.watch import demand_no_wait, name_of
 
-# What makes a GPU wait for the program or the program for the GPU, or is as large as its values say. A number
-# that becomes a tensor ("lift_fresh") is copied to the GPU from memory that a capture cannot read.
-_FORBIDDEN = frozenset(
-    [
-        "_local_scalar_dense",
-        "item",
-        "is_nonzero",
-        "equal",
-        "allclose",
-        "nonzero",
-        "masked_select",
-        "_unique2",
-        "unique_dim",
-        "unique_consecutive",
-        "repeat_interleave",
-        "lift_fresh",
-    ]
-)
-_MASKS = (torch.bool, torch.uint8)
+# A number that becomes a tensor is copied to a GPU from memory that a capture cannot read.
+_COPIED = "lift_fresh"
 
 
 class _Operation(NamedTuple):
@@ -60,9 +44,9 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = func._schema.name.split("::")[1]
-        if name in _FORBIDDEN or (name == "index" and _has_mask(args[1])):
-            raise CaptureError(f"{name} waits for the device")
+        demand_no_wait(func, args)
+        if name_of(func) == _COPIED:
+            raise CaptureError(f"{_COPIED} waits for the device")
         result = func(*args, **(kwargs or {}))
         returns = func._schema.returns
         results = result if isinstance(result, (tuple, list)) else (result,)
@@ -74,10 +58,6 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not _storages(new) & _storages(args):  # "_unsafe_view" says that it returns new memory
                 self.operations.append(_Operation(func, args, kwargs or {}, new, False))
         return result
-
-
-def _has_mask(places: Sequence[Tensor | None]) -> bool:
-    return any(each is not None and each.dtype in _MASKS for each in places)
 
 
 def _storages(values: Sequence[Any]) -> set[int]:
@@ -191,6 +171,10 @@ class Recorder:
     def largest_bytes(self, device: torch.device) -> int:
         """No limit of its own."""
         return sys.maxsize
+
+    def fault(self) -> str | None:
+        """Nothing is left behind by what fails."""
+        return None
 
     def is_recording(self, device: torch.device) -> bool:
         """Whether this thread records."""

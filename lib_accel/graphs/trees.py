@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 # Tensors of any other class may do anything when they are used.
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
 _CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 _FIRST, _LAST, _STRIDED = "channels-first", "channels-last", "strided"
@@ -69,7 +69,7 @@ def flattened(value: Any) -> Tree:
 
 def _form(value: Any, tensors: list[Tensor]) -> Any:
     kind = type(value)
-    if kind in _PLAIN:
+    if kind in PLAIN:
         tensors.append(value)
         return _LEAF
     if kind in _CONSTANTS:
@@ -115,6 +115,22 @@ def like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory)
 
 
-def addresses(tensors: Sequence[Any]) -> tuple[Hashable, ...]:
+class Whereabouts:
     """Where weights (None for a missing one) lie, and as what: all that a recording knows of them."""
-    return tuple([None if each is None else (each.data_ptr(), each.dtype, each.stride()) for each in tensors])
+
+    __slots__ = ("_found",)
+
+    def __init__(self, weights: Sequence[Any]) -> None:
+        self._found = _whereabouts(weights)
+
+    def are_of(self, weights: Sequence[Any]) -> bool:
+        """Whether these weights lie there; asked at every call."""
+        return _whereabouts(weights) == self._found
+
+
+def _whereabouts(weights: Sequence[Any]) -> tuple[list[Any], ...]:
+    """In columns, which take a third of the time that rows do."""
+    present = [each for each in weights if each is not None]
+    missing = [index for index, each in enumerate(weights) if each is None]
+    places, strides = list(map(Tensor.data_ptr, present)), list(map(Tensor.stride, present))
+    return places, [each.dtype for each in present], strides, missing

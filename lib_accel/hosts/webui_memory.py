@@ -22,6 +22,7 @@ def making_room(release: Callable[[], None]) -> Callable[[Method], Method]:
         def upscale(*args: Any, **kwargs: Any) -> Any:
             if is_short():
                 release()
+                torch.cuda.empty_cache()  # torch would, when it runs short; other libraries cannot
             return original(*args, **kwargs)
 
         return upscale

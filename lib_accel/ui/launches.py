@@ -12,7 +12,11 @@ def launches(status: Mapping[str, Any]) -> str:
     """Graphs in a line, and under it why calls are launched kernel by kernel, with what to do about it."""
     made = status.get("launches") or {}
     facts = "".join(f"<span>{fact}</span>" for fact in _facts(made))
-    said = f'<p class="accel-facts">{facts}</p>' if facts else empty("nothing captured; only NVIDIA GPUs have them")
+    said = (
+        f'<p class="accel-facts">{facts}</p>'
+        if facts
+        else empty("nothing captured; only NVIDIA GPUs have them")
+    )
     return card("CUDA graphs", said + reasons(made.get("reasons") or {}, status.get("advice") or {}))
 
 

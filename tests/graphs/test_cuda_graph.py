@@ -24,6 +24,9 @@ class FakeStream:
     def __init__(self, cuda: FakeCuda, name: str) -> None:
         self.cuda, self.name = cuda, name
 
+    def synchronize(self) -> None:
+        self.cuda.calls.append(f"synchronize {self.name}")
+
     def wait_stream(self, other: FakeStream) -> None:
         self.cuda.calls.append(f"{self.name} waits for {other.name}")
 
@@ -60,7 +63,7 @@ class FakeCuda:
         self.current = self.default = FakeStream(self, "default")
         self.is_capturing = self.end_fails = False
         self.free = 64 * 2**30
-        self.reserved = 0
+        self.reserved = self.idle = 0
         self._streams, self._pools = itertools.count(), itertools.count()
         self.CUDAGraph = type("Graph", (FakeGraph,), {"cuda": self})
 
@@ -69,6 +72,9 @@ class FakeCuda:
 
     def graph_pool_handle(self) -> str:
         return f"pool {next(self._pools)}"
+
+    def current_device(self) -> int:
+        return 0
 
     def current_stream(self, device: torch.device) -> FakeStream:
         return self.current
@@ -84,8 +90,8 @@ class FakeCuda:
     def device(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def synchronize(self, device: torch.device) -> None:
-        self.calls.append("synchronize")
+    def memory_allocated(self, device: torch.device) -> int:
+        return self.reserved - self.idle
 
     def mem_get_info(self, device: torch.device) -> tuple[int, int]:
         return self.free, 80 * 2**30
@@ -110,6 +116,10 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return fake
 
 
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
 def recorded(launcher: CudaLauncher, function: Callable[[], Any] | None = None) -> Any:
     return launcher.record(function or (lambda: [torch.ones(2)]), [], DEVICE)
 
@@ -120,7 +130,7 @@ def test_a_capture_is_behind_all_work_on_a_stream_of_its_own_and_ends_no_other_t
     recording = recorded(CudaLauncher())
     recording.replay()
     assert cuda.calls == [
-        "synchronize",
+        "synchronize default",
         "begin on stream 0 in pool 1, thread_local",
         "end",
         "default waits for stream 0",
@@ -154,15 +164,31 @@ def test_collector_and_choice_of_algorithms_are_as_before(
         gc.enable()
 
 
-def test_a_failed_function_ends_the_capture_and_its_first_line_is_the_reason(cuda: FakeCuda) -> None:
+def test_after_a_capture_that_cannot_be_ended_there_is_no_other(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cuda.end_fails = True
 
     def function() -> list[Tensor]:
         raise RuntimeError("operation not permitted\nand much more")
 
+    launcher, ended = CudaLauncher(), []
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *told: ended.append(told), raising=False)
+    assert launcher.fault() is None
     with pytest.raises(CaptureError, match=r"^RuntimeError: operation not permitted$"):
-        recorded(CudaLauncher(), function)
+        recorded(launcher, function)
     assert not cuda.is_capturing
+    assert "operation not permitted" in (launcher.fault() or "")
+    assert ended == [(0, "pool 1")]  # torch's allocator, which does not know
+    assert cuda.calls[-2:] == ["begin on stream 0 in pool 2, thread_local", "end"]  # frees random numbers
+
+
+def test_a_failed_function_whose_capture_ends_well_is_no_harm(cuda: FakeCuda) -> None:
+    launcher = CudaLauncher()
+    with pytest.raises(CaptureError, match=r"^ValueError: bad$"):
+        recorded(launcher, lambda: _raise(ValueError("bad")))
+    assert launcher.fault() is None
+    assert cuda.calls[-1] == "end"
 
 
 def test_an_error_without_a_text_has_its_kind_for_a_reason(cuda: FakeCuda) -> None:
@@ -182,12 +208,30 @@ def test_lack_of_memory_comes_out_as_that(cuda: FakeCuda) -> None:
     assert not cuda.is_capturing
 
 
-def test_the_cache_is_given_back_where_memory_is_short(cuda: FakeCuda) -> None:
+@pytest.mark.parametrize(("free", "idle", "is_emptied"), [(64, 30, False), (1, 30, True), (1, 0, False)])
+def test_the_cache_is_given_back_where_memory_is_short_and_that_helps(
+    cuda: FakeCuda, free: int, idle: int, is_emptied: bool
+) -> None:
+    cuda.free, cuda.idle = free * 2**30, idle * 2**30
     recorded(CudaLauncher())
-    assert "empty cache" not in cuda.calls
-    cuda.free = 2**30
-    recorded(CudaLauncher())
-    assert cuda.calls.index("empty cache", 5) < cuda.calls.index("begin on stream 1 in pool 3, thread_local")
+    assert ("empty cache" in cuda.calls) is is_emptied
+    if is_emptied:
+        begun = next(call for call in cuda.calls if call.startswith("begin"))
+        assert cuda.calls.index("empty cache") < cuda.calls.index(begun)
+
+
+def test_lack_of_memory_that_cuda_itself_tells_is_tried_again(cuda: FakeCuda) -> None:
+    cuda.end_fails = True
+    launcher = CudaLauncher()
+    with pytest.raises(torch.OutOfMemoryError):
+        recorded(launcher, lambda: _raise(RuntimeError("CUDA error: out of memory")))
+    assert launcher.fault() is None
+
+
+def test_who_ends_the_program_in_a_capture_does_so(cuda: FakeCuda) -> None:
+    cuda.end_fails = True
+    with pytest.raises(KeyboardInterrupt):
+        recorded(CudaLauncher(), lambda: _raise(KeyboardInterrupt()))
 
 
 def test_graphs_share_a_pool_and_the_next_after_the_last_one_begins_another(cuda: FakeCuda) -> None:

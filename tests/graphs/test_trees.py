@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_accel.graphs.trees import NotPlainError, addresses, flattened, like
+from lib_accel.graphs.trees import NotPlainError, Whereabouts, flattened, like
 
 
 class Pair(NamedTuple):
@@ -173,13 +173,13 @@ def test_strided_values_get_memory_one_after_the_other(given: Tensor) -> None:
 
 def test_addresses_tell_a_weight_that_moved() -> None:
     weight = nn.Parameter(torch.ones(3, 3))
-    before = addresses([weight, None])
+    before = Whereabouts([weight, None])
     weight.data.mul_(2)
-    assert addresses([weight, None]) == before
+    assert before.are_of([weight, None])
     aliases = [weight.detach(), None]
-    assert addresses(aliases) == before
-    assert addresses([weight.detach().T, None]) != before
-    assert addresses([weight.detach().view(torch.int32), None]) != before
-    assert addresses([weight, weight]) != before
+    assert before.are_of(aliases)
+    assert not before.are_of([weight.detach().T, None])
+    assert not before.are_of([weight.detach().view(torch.int32), None])
+    assert not before.are_of([weight, weight])
     weight.data = weight.data.clone()
-    assert addresses([weight, None]) != before
+    assert not before.are_of([weight, None])
