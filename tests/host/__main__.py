@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from . import stand_in
 from .compare import HEADING, Line
 from .kit.start import StartFailed
 from .pair import Pair, Place, end_servers_when_terminated
@@ -57,6 +58,8 @@ def run(groups: list[Group], place: Place, *, keep_going: bool) -> list[Line]:
                     print(*new, sep="\n", flush=True)
                     if any(line.problems for line in new) and not keep_going:
                         return lines
+                lines += (told := pair.replayed())
+                print(*told, sep="\n", end="\n" * bool(told), flush=True)
         except StartFailed as failure:
             lines.append(Line(group.name, "", "start", problems=[str(failure)]))
             print(lines[-1], flush=True)
@@ -89,7 +92,14 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="leave the extension out of both servers: a test of this table, which must then be all equal",
     )
+    parser.add_argument(
+        "--stand-in",
+        action="store_true",
+        help="replay calls in our server as on a GPU, through a stand-in for CUDA graphs",
+    )
     arguments = parser.parse_args()
+    if arguments.stand_in and arguments.self_check:
+        parser.error("--stand-in is for the server that --self-check goes without")
     if not arguments.list and not (arguments.webui and arguments.venv):
         parser.error("--webui and --venv are needed")
     return arguments
@@ -108,6 +118,13 @@ def main() -> int:
     left_out: list[str] = []
     if arguments.others is None:
         groups, left_out = without_others(groups)
+    if arguments.stand_in:
+        left_out += [
+            f"{group.name}: left out, {stand_in.LEFT_OUT[group.name]}"
+            for group in groups
+            if group.name in stand_in.LEFT_OUT
+        ]
+        groups = [group for group in groups if group.name not in stand_in.LEFT_OUT]
     if left_out and not groups:
         print(*left_out, sep="\n")
         return 1
@@ -117,6 +134,7 @@ def main() -> int:
         arguments.port,
         accel=not arguments.self_check,
         others=arguments.others,
+        replays=arguments.stand_in,
     )
     place.make_models({model for group in groups for model in group.models})
     print(HEADING, flush=True)

@@ -24,10 +24,12 @@ class Line:
     mean: float | None = None
     direct: int | None = None  # None where the extension is not there
     host: int | None = None
+    replayed: int | None = None
     reasons: dict[str, int] = field(default_factory=dict)
     values: float | None = None  # largest difference of numbers, as a part of the largest
     stock_s: float = 0.0
     ours_s: float = 0.0
+    launches: dict[str, Any] = field(default_factory=dict)  # of a group with the stand-in
     problems: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -38,12 +40,14 @@ class Line:
         """Format as a line of the table."""
         mean = _number(self.mean, ".4f") if self.values is None else _number(self.values, ".0e")
         figures = f"{_number(self.max, '.0f'):>4} {mean:>7}"
-        blocks = f"{_number(self.direct, 'd'):>6} {_number(self.host, 'd'):>6}"
+        blocks = (
+            f"{_number(self.direct, 'd'):>6} {_number(self.host, 'd'):>6} {_number(self.replayed, 'd'):>8}"
+        )
         verdict = "ok" if not self.problems else "FAILED: " + "; ".join(self.problems)
         return f"{self.group + '/' + self.row:44.44} {self.step:34.34} {figures} {blocks}  {verdict}"
 
 
-HEADING = f"{'row':44} {'step':34} {'max':>4} {'mean':>7} {'direct':>6} {'host':>6}  verdict"
+HEADING = f"{'row':44} {'step':34} {'max':>4} {'mean':>7} {'direct':>6} {'host':>6} {'replayed':>8}  verdict"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -62,6 +66,7 @@ def compare(group: str, row: str, stock: Outcome | None, ours: Outcome) -> Line:
             line.problems.append(f"stock printed {stock.text[-200:]!r}, ours {ours.text[-200:]!r}")
     if ours.blocks is not None:
         line.direct, line.host, line.reasons = ours.blocks.direct, ours.blocks.host, ours.blocks.reasons
+        line.replayed = ours.blocks.replayed
         line.problems += ours.speed.problems(ours.blocks)
     return line
 

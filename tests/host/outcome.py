@@ -21,6 +21,7 @@ class Blocks:
     host: int
     reasons: dict[str, int] = field(default_factory=dict)
     networks: int = 0
+    replayed: int = 0  # of them by a recording
 
     @classmethod
     def of_status(cls, status: dict[str, Any]) -> Blocks:
@@ -28,7 +29,9 @@ class Blocks:
         generation = status["generation"]
         blocks = generation["blocks"]
         fast = blocks["direct"] + blocks["compiled"]
-        return cls(fast, blocks["host"], generation["reasons"], generation["networks"])
+        return cls(
+            fast, blocks["host"], generation["reasons"], generation["networks"], generation["replayed"]
+        )
 
 
 @dataclass(frozen=True)

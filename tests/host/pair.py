@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from . import stand_in
 from .compare import Line, compare
 from .kit import make_clip
 from .kit.client import ApiError
@@ -33,21 +34,31 @@ CONTROLNET = "sd-webui-controlnet"
 
 @dataclass(frozen=True)
 class Place:
-    """Where the webui is, which ports to use, and whether the second server gets the extension."""
+    """Where the webui is, which ports to use, and what the second server gets."""
 
     webui: Path
     venv: Path
     hf_home: Path
     port: int
-    accel: bool
+    accel: bool  # whether it gets the extension
     others: Path | None = None  # folder with checkouts of other extensions
+    replays: bool = False  # whether it gets the stand-in for CUDA graphs too
 
     @classmethod
-    def make(cls, webui: Path, venv: Path, port: int, *, accel: bool, others: Path | None = None) -> Place:
+    def make(
+        cls,
+        webui: Path,
+        venv: Path,
+        port: int,
+        *,
+        accel: bool,
+        others: Path | None = None,
+        replays: bool = False,
+    ) -> Place:
         """Resolve the paths; the tokenizer lies in SD_WEBUI_HF_HOME, or in the webui's tmp folder."""
         webui = webui.resolve()
         hf_home = Path(os.environ.get("SD_WEBUI_HF_HOME") or webui / "tmp" / "accel-hf").resolve()
-        return cls(webui, venv.absolute(), hf_home, port, accel, others and others.resolve())
+        return cls(webui, venv.absolute(), hf_home, port, accel, others and others.resolve(), replays)
 
     def make_models(self, targets: set[str]) -> None:
         """Write the tokenizer and the models that are missing."""
@@ -70,6 +81,7 @@ class Place:
             extensions=extensions,
             copies={name: self.others / name for name in group.others} if self.others else {},
             flags=group.flags,
+            settings=stand_in.SETTINGS if ours and self.replays else {},
             ui=group.ui,
             api=group.api,
         )
@@ -88,20 +100,21 @@ class Pair:
         self.place = place
         sides = (False, True) if group.stock else (True,)
         self.launches = [place.launch(group, ours=ours) for ours in sides]
-        self.sessions: list[Session] = []
+        self.sessions = [
+            Session(launch, ours=place.accel and ours, auth=group.auth, replays=place.replays and ours)
+            for launch, ours in zip(self.launches, sides, strict=True)
+        ]
 
     def __enter__(self) -> Pair:
         """Start the servers side by side."""
         try:
             with ThreadPoolExecutor(len(self.launches)) as pool:
                 list(pool.map(start, self.launches))
+            for session in self.sessions:
+                session.begin_server()
         except BaseException:
             self.end()
             raise
-        self.sessions = [
-            Session(launch, ours=self.place.accel and launch is self.launches[-1], auth=self.group.auth)
-            for launch in self.launches
-        ]
         return self
 
     def __exit__(
@@ -114,6 +127,16 @@ class Pair:
         """End whatever runs of them."""
         for launch in self.launches:
             stop(launch.webui, launch.port)
+
+    def replayed(self) -> list[Line]:
+        """What the stand-in has replayed so far, if there is one."""
+        session = self.sessions[-1]
+        if not session.replays:
+            return []
+        try:
+            return [stand_in.line(self.group.name, session.status()["launches"])]
+        except ApiError as error:
+            return [Line(self.group.name, "stand-in", "status", problems=[str(error)[:300]])]
 
     def run(self, row: Row) -> list[Line]:
         """Run a row on both servers at the same time and compare."""

@@ -14,7 +14,8 @@ PARTS = {
     "open_clip": "ResidualAttentionBlock",
 }
 
-# The engine's only way to run a unit is replaced once, and from then on counts what it gave a result for.
+# The engine's two ways to run a unit, alone and within a model that is run as a whole, are replaced once, and
+# from then on count what they gave a result for.
 COUNT = """
 import collections
 from lib_accel import extension
@@ -25,6 +26,14 @@ if 'ran' not in store:
         store['ran'][type(module).__name__] += result is not None
         return result
     engine._run_unit = counting
+    launching = engine._launching
+    def counting_whole(model, *args, inner=launching.whole, **kwargs):
+        outcome = inner(model, *args, **kwargs)
+        if outcome.is_done:
+            units = engine._bindings._frames[model].units
+            store['ran'].update(type(module).__name__ for module in units)
+        return outcome
+    launching.whole = counting_whole
 store['ran'] = collections.Counter()
 """
 TELL = "import json; print(json.dumps(store['ran']))"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import runs
+from . import runs, stand_in
 from .kit.client import ApiError, Client, controlnet_unit, diff, encode, left_half, outline, scene
 from .kit.start import Launch
 from .outcome import Blocks, Outcome
@@ -23,11 +23,12 @@ NO_REMOTE = "Failed reading extension data from Git repository"
 
 
 class Session:
-    """A client of one server; ``ours`` tells whether the extension is loaded there."""
+    """A client of one server; ``ours``: it has the extension, ``replays``: and a stand-in for CUDA graphs."""
 
-    def __init__(self, launch: Launch, *, ours: bool, auth: str = ""):
+    def __init__(self, launch: Launch, *, ours: bool, auth: str = "", replays: bool = False):
         self.launch = launch
         self.ours = ours
+        self.replays = replays
         self.client = Client(launch.url, auth=auth)
         self.pictures: dict[str, list[Image.Image]] = {}
         self.values: dict[str, NDArray[np.float32]] = {}
@@ -37,6 +38,12 @@ class Session:
     def side(self) -> str:
         """Word for this server in messages."""
         return "ours" if self.ours else "stock"
+
+    def begin_server(self) -> None:
+        """Put into a server that has just started what it needs beside its extensions."""
+        if self.replays:
+            told = self.client.run_code(stand_in.INSTALL)
+            assert not told.strip(), told
 
     def begin_row(self) -> None:
         """Forget the pictures and the numbers of the row before."""

@@ -209,6 +209,7 @@ class ReloadUi:
             outcome.problems.append(f"the server did not come back within {PATIENCE_S:.0f} s")
         elif session.client.run_code("print('old' in store)").strip() != "False":
             outcome.problems.append("the server that answers is the old one")
+        session.begin_server()
         return [outcome]
 
 

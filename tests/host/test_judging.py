@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from . import runs
+from . import runs, stand_in
 from .__main__ import without_others
 from .bench_stats import Run, interval, summary
 from .compare import compare
 from .outcome import ANY, CLEAN, OFF, Blocks, Outcome, Speed, host, part
 from .row import group
+from .rows.groups import GROUPS
 
 DIRECT = Blocks(direct=45, host=0)
 MIXED = Blocks(direct=40, host=5, reasons={"hypertile is on": 5})
@@ -76,6 +79,27 @@ def test_a_part_that_did_not_run_directly_is_a_problem() -> None:
 def test_numbers_may_differ_by_rounding_only(numbers: list[float], problems: list[str]) -> None:
     stock, ours = (Outcome("", values=np.float32(each)) for each in ([100.0, 1.0], numbers))
     assert compare("", "", stock, ours).problems == problems
+
+
+@pytest.mark.parametrize(
+    ("name", "replays", "problems"),
+    [
+        ("lora", 12, []),
+        ("lora", 0, ["nothing was replayed: {'hooks': 3}"]),
+        ("auth", 0, []),
+        ("auth", 12, ["something was replayed, although it draws no picture"]),
+    ],
+)
+def test_a_group_must_replay_something_unless_it_says_why_not(
+    name: str, replays: int, problems: list[str]
+) -> None:
+    launches: dict[str, Any] = {"replays": replays, "captures": 4, "reasons": {"hooks": 3}}
+    line = stand_in.line(name, launches)
+    assert (line.problems, line.as_json()["launches"]) == (problems, launches)
+
+
+def test_each_group_that_replays_nothing_exists() -> None:
+    assert {*stand_in.LEFT_OUT, *stand_in.NOTHING_TO_REPLAY} <= {group.name for group in GROUPS}
 
 
 def test_what_needs_other_extensions_is_left_out_by_name() -> None:

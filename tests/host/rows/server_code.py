@@ -246,30 +246,32 @@ leaf.forward = failing
 store['undo'] = [(leaf, failing)]
 """
 )
-# Ours: a block function raises once, in the second call of the UNet.
-OUR_FAILURE_CODE = """
-from lib_accel.blocks import transformer
-original, calls = transformer.feed_forward, []
+# Ours: a block function raises from a call on, until a block is known to have failed. What was recorded is
+# given up first: a replay calls none of our functions, and a call that cannot be recorded is made once more.
+OUR_FAILURE = """
+from lib_accel import extension
+from lib_accel.blocks import {0} as module
+extension._engine.release_memory()
+broken, calls, original = extension._engine._bindings.broken, [], module.{1}
+known = len(broken)
 def failing(*args):
     calls.append(1)
-    if len(calls) < 20:
+    if len(broken) > known:
+        module.{1} = original
+    if len(calls) < {2} or len(broken) > known:
         return original(*args)
-    transformer.feed_forward = original
-    raise RuntimeError("a failure made by a test")
-transformer.feed_forward = failing
-"""
-# The same in the VAE, or in the text encoder: what one of our functions calls there raises once.
-OUR_PART_FAILURE = """
-from lib_accel.blocks import {0} as module
-original = module.{1}
-def failing(*args):
-    module.{1} = original
     raise RuntimeError("a failure made by a test")
 module.{1} = failing
+store["mend"] = lambda: setattr(module, "{1}", original)
 """
-OUR_VAE_FAILURE = OUR_PART_FAILURE.format("image", "group_norm")
-OUR_TEXT_FAILURE = OUR_PART_FAILURE.format("encoder", "layer_norm")
-FORGET_FAILURES = "from lib_accel import extension; extension._engine.attach()"
+OUR_FAILURE_CODE = OUR_FAILURE.format("transformer", "feed_forward", 20)  # in the second call of the UNet
+OUR_VAE_FAILURE = OUR_FAILURE.format("image", "group_norm", 1)
+OUR_TEXT_FAILURE = OUR_FAILURE.format("encoder", "layer_norm", 1)
+FORGET_FAILURES = """
+from lib_accel import extension
+store.pop("mend")()
+extension._engine.attach()
+"""
 
 WATCH = (
     UNET
