@@ -171,7 +171,7 @@ class _OfCompvis:
         x, context = _inputs(picture, self._where, self._context)
         steps = torch.full([picture.batch], 500.0, device=x.device)
         y = drawn(self._where, picture.batch, VECTOR) if self._has_vector else None
-        with torch.no_grad():
+        with torch.no_grad(), _numbers(self._where):
             if picture.control:
                 return self._controlled(unet, x, steps, context, y)
             result: Tensor = unet(x, steps, context, *(() if y is None else (y,)))
@@ -210,6 +210,13 @@ class _OfCompvis:
 
     def close(self) -> None:
         self._engine.detach()
+
+
+def _numbers(where: Place) -> contextlib.AbstractContextManager[None]:
+    """Autocast where numbers are half, as webuis have it: the classes' own forward mixes in float32."""
+    if where.dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(where.device.type, dtype=where.dtype)
 
 
 def _checkpoint(unets: list[Any], number: int) -> Any:

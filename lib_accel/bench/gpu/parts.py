@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from lib_accel.bench.gpu.kernels_shapes import SHAPES
+
 # Sides by name, of sides.SIDES.
 STOCK = "eager SDPA"
 DIRECT, DIRECT_GRAPH = "ours, direct", "ours, direct, graphs"
@@ -17,8 +19,12 @@ WHOLE, OVERHEAD, AUTOTUNE = (
     f"torch.compile, {mode}" for mode in ("default", "reduce-overhead", "max-autotune")
 )
 
+# Ways to compute one kernel's work, against the plain torch of blocks.
+KERNEL, KERNEL_COMPILED = "kernel", "torch.compile"
+
 # How rows of a part are measured, by name: of suite.py.
 SPEED, PROFILE, SWITCH = "speed", "profile", "switch"
+KERNELS, TUNING = "kernels", "tuning"
 
 # What toys are given at most: pixels of a picture's side, and pictures.
 DRY_PX, DRY_PICTURES = 64, 2
@@ -26,7 +32,7 @@ DRY_PX, DRY_PICTURES = 64, 2
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that is called: a model of models.FORMS, and with what."""
+    """One thing that is called: a model of models.FORMS, and with what; or a kernel at its name's shape."""
 
     name: str
     model: str
@@ -56,6 +62,7 @@ _OURS_AND_AUTO = (*_OURS, AUTO)
 _SD15, _SDXL = Case("sd15 512", "sd15"), Case("sdxl 1024", "sdxl", 1024)
 _VAES = tuple(Case(f"vae {side}", "vae", side) for side in (512, 1024))
 _COMPILE_S = 220
+_KERNELS = tuple(Case(name, shape.kernel) for name, shape in SHAPES.items())
 
 
 def _counted(number: int, what: str) -> str:
@@ -97,6 +104,8 @@ PARTS: Mapping[str, Part] = MappingProxyType(
         "rivals-overhead": Part((_SD15,), (OVERHEAD,), row_s=_COMPILE_S, is_cold=True),
         "rivals-autotune": Part((_SD15,), (AUTOTUNE,), row_s=_COMPILE_S, is_cold=True),
         "profile": Part((_SD15, _SDXL, _VAES[1]), _OURS, kind=PROFILE),
+        "kernels": Part(_KERNELS, (KERNEL, KERNEL_COMPILED), kind=KERNELS),
+        "kernels-tuning": Part(_KERNELS, ("neighbours",), kind=TUNING),
         "memory": Part((_SD15, Case("sd15 1024", "sd15", 1024), _SDXL, _VAES[1]), _OURS_AND_AUTO),
     }
 )

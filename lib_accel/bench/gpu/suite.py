@@ -19,6 +19,8 @@ from lib_accel.bench.gpu import parts
 from lib_accel.bench.gpu.attention import mixing, sdpa
 from lib_accel.bench.gpu.deadline import Overdue, deadline
 from lib_accel.bench.gpu.file import DONE, FAILED, LEFT_OUT, OVERDUE, Figures, RowFile, row_name
+from lib_accel.bench.gpu.kernels_rows import kernel_row, kernel_stand
+from lib_accel.bench.gpu.kernels_tuning import tuning_row
 from lib_accel.bench.gpu.models import ModelError, Where, import_packages
 from lib_accel.bench.gpu.parts import PARTS, Case
 from lib_accel.bench.gpu.profile import profile_row
@@ -33,8 +35,15 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_REASON = 300  # letters
 
-KINDS: Mapping[str, Callable[[Stand, str], Figures]] = MappingProxyType(
-    {parts.SPEED: speed_row, parts.PROFILE: profile_row, parts.SWITCH: switch_row}
+# How a row is measured, by kind, on a stand of its case and with the name of its side.
+KINDS: Mapping[str, Callable[[Any, str], Figures]] = MappingProxyType(
+    {
+        parts.SPEED: speed_row,
+        parts.PROFILE: profile_row,
+        parts.SWITCH: switch_row,
+        parts.KERNELS: kernel_row,
+        parts.TUNING: tuning_row,
+    }
 )
 
 
@@ -101,7 +110,7 @@ def _measure(
     part = PARTS[name]
     row_s = plan.row_s or part.row_s
     for case, rows in itertools.groupby(missing, key=lambda row: row[0]):
-        with _Standing(case, plan) as standing:
+        with _Standing(case, part.kind, plan) as standing:
             for _, side in rows:
                 if not allowance.has(row_s):
                     return False
@@ -117,15 +126,28 @@ def _measure(
 class _Standing(contextlib.ExitStack):
     """The stand of a case, made within the time of the first row that wants it."""
 
-    def __init__(self, case: Case, plan: Plan) -> None:
+    def __init__(self, case: Case, kind: str, plan: Plan) -> None:
         super().__init__()
         self._case, self._plan = case, plan
+        self._make = _STANDS.get(kind, _model_stand)
 
     @functools.cached_property
-    def stand(self) -> Stand:
+    def stand(self) -> Any:
         """The same one for all rows."""
-        stage = self.enter_context(staged(self._case, self._plan.where))
-        return Stand(stage, self._plan.pace, self._plan.makers)
+        plan = self._plan
+        return self.enter_context(self._make(self._case, plan.where, plan.pace, plan.makers))
+
+
+@contextlib.contextmanager
+def _model_stand(case: Case, where: Where, pace: Pace, makers: Makers) -> Iterator[Stand]:
+    with staged(case, where) as stage:
+        yield Stand(stage, pace, makers)
+
+
+# Of kinds that call no model.
+_STANDS: Mapping[str, Callable[..., contextlib.AbstractContextManager[Any]]] = MappingProxyType(
+    {parts.KERNELS: kernel_stand, parts.TUNING: kernel_stand}
+)
 
 
 def _figures(measure: Callable[[], Figures], row_s: float) -> Figures:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lib_accel.bench.gpu import parts
 from lib_accel.bench.gpu.file import DONE
+from lib_accel.bench.gpu.kernels_table import KERNEL_REMARKS, kernels, tunings
 from lib_accel.bench.table import aligned
 
 Figures = Mapping[str, Any]
@@ -22,6 +23,7 @@ REMARKS = (
     "peak_mib: most that torch reserved of the GPU during calls, weights shared with stock",
     "compile_s: compiling alone; warmup_s: all other calls until the side runs as it does later",
     "weights are random; LoRAs have rank 16 and lie on the device",
+    *KERNEL_REMARKS,
 )
 
 _DRY = "dry run on the CPU, with toys: these figures say that all works, and nothing of speed"
@@ -136,7 +138,13 @@ def _profiles(rows: list[Figures]) -> str:
 
 
 _SECTIONS: Mapping[str, Callable[[list[Figures]], str]] = MappingProxyType(
-    {parts.SPEED: _speed, parts.SWITCH: _switches, parts.PROFILE: _profiles}
+    {
+        parts.SPEED: _speed,
+        parts.SWITCH: _switches,
+        parts.PROFILE: _profiles,
+        parts.KERNELS: kernels,
+        parts.TUNING: tunings,
+    }
 )
 
 

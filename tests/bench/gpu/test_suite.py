@@ -108,7 +108,7 @@ def test_what_is_to_be_compiled_is_compiled(dry: Dry) -> None:
     assert all(row["about"]["blocks"]["compiled"] and row["compile_s"] for row in compiled)
     # What was compiled stays so until the end. The stand-in for CUDA graphs cannot record all of it.
     assert compiled[0]["about"]["blocks"]["compiled"] > 3 * compiled[0]["about"]["blocks"]["direct"]
-    others = [row for row in dry.rows(status=DONE) if row["side"].startswith("torch.compile")]
+    others = [row for row in dry.rows(kind=SPEED, status=DONE) if row["side"].startswith("torch.compile")]
     assert len(others) == 4
     assert all(row["about"]["graphs"] and row["compile_s"] for row in others)
 

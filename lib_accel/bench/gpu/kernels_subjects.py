@@ -1,0 +1,243 @@
+"""What each kernel is measured with: its inputs, what blocks do today instead, and the exact result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_accel.bench.gpu.kernels_shapes import HALF_SILU, SINGLE, SINGLE_SILU, Shape
+from lib_accel.bench.gpu.networks import RANK
+from lib_accel.blocks import ops
+from lib_accel.blocks.ops import GroupNormSpec, cast
+from lib_accel.blocks.rules import rules_for
+from lib_accel.kernels import geglu, group_norm, group_norm_joined, layer_norm, lora_fuse
+from lib_accel.kernels.group_norm import Norm
+from lib_accel.kernels.lora_fuse import Layer, Pair
+from lib_accel.kernels.tolerance import Tolerance
+from lib_accel.lora.accumulate import write_sum
+from lib_accel.lora.terms import Factors
+
+Results = tuple[Tensor, ...]
+Way = Callable[..., Results]  # of a subject's inputs
+
+_HALF = torch.float16
+_RULES = rules_for("cuda", _HALF)  # on a CPU as well, so that a dry run does the same casts
+_GROUPS, _EPS = 32, 1e-5
+
+
+class Subject(NamedTuple):
+    """One kernel at one shape. All ways give results of the same shapes in the same order."""
+
+    inputs: tuple[Any, ...]  # tensors, or tuples of them
+    plain: Way  # what blocks do today
+    kernel: Way
+    reference: Way
+    why_not: Callable[..., tuple[str, ...]]  # of the inputs
+    exact: Way  # in float64
+    tolerance: Tolerance
+    least_bytes: int  # to read what goes in and to write what comes out, each once
+    is_replayed: bool = True  # whether a picture replays it from a graph
+    written: Results = ()  # of the inputs, those that are written in place
+
+
+def subject_of(shape: Shape, device: torch.device) -> Subject:
+    """The subject on that device, with inputs of about unit size that are the same at every call."""
+    source = torch.Generator().manual_seed(1)
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=source).to(device, _HALF)
+
+    return _SUBJECTS[shape.kernel](shape, draw)
+
+
+class _Use(NamedTuple):
+    """How blocks use a group norm."""
+
+    spec: GroupNormSpec
+    norm: Norm  # the same for the kernel
+
+
+# GroupNorm32 of residual blocks, which rounds before SiLU; the VAE's, which autocast leaves in float32 until
+# the convolution casts it; and that at the entrance of a transformer.
+_USES = {
+    HALF_SILU: _Use(GroupNormSpec(_GROUPS, _EPS, True), Norm(_GROUPS, _EPS, _HALF, True)),
+    SINGLE_SILU: _Use(
+        GroupNormSpec(_GROUPS, 1e-6, False), Norm(_GROUPS, 1e-6, torch.float32, True, out_dtype=_HALF)
+    ),
+    SINGLE: _Use(
+        GroupNormSpec(_GROUPS, 1e-6, False), Norm(_GROUPS, 1e-6, torch.float32, False, out_dtype=_HALF)
+    ),
+}
+
+
+def _group_norm(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
+    use = _USES[shape.norm]
+    x, weight, bias = _laid(draw(*shape.sizes), shape), *_affine(draw, shape.sizes[1])
+    return Subject(
+        (x, weight, bias),
+        plain=lambda x, w, b: (_normed(x, w, b, use),),
+        kernel=lambda x, w, b: (group_norm.launch(x, w, b, use.norm),),
+        reference=lambda x, w, b: (group_norm.reference(x, w, b, use.norm),),
+        why_not=lambda x, w, b: group_norm.why_not(x, w, b, use.norm),
+        exact=lambda x, w, b: (_exact_norm(x, w, b, use.norm),),
+        tolerance=group_norm.TOLERANCES[_HALF],
+        least_bytes=_size_bytes(x, x, weight, bias),
+    )
+
+
+def _group_norm_joined(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
+    use = _USES[shape.norm]
+    batch, channels, *sides = shape.sizes
+    left, right = (_laid(draw(batch, width, *sides), shape) for width in (channels, shape.right))
+    weight, bias = _affine(draw, channels + shape.right)
+
+    def plain(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor) -> Results:
+        joined = torch.cat([left, right], dim=1)
+        return _normed(joined, weight, bias, use), joined
+
+    def exact(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor) -> Results:
+        joined = torch.cat([left, right], dim=1)
+        return _exact_norm(joined, weight, bias, use.norm), joined.double()
+
+    def both(way: Any) -> Way:
+        return lambda left, right, w, b: way(left, right, w, b, use.norm, keep=True)
+
+    return Subject(
+        (left, right, weight, bias),
+        plain=plain,
+        kernel=both(group_norm_joined.launch),
+        reference=both(group_norm_joined.reference),
+        why_not=lambda left, right, w, b: group_norm_joined.why_not(left, right, w, b, use.norm),
+        exact=exact,
+        tolerance=group_norm_joined.TOLERANCES[_HALF],
+        least_bytes=_size_bytes(*3 * (left, right), weight, bias),
+    )
+
+
+def _layer_norm(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
+    x, weight, bias = draw(*shape.sizes), *_affine(draw, shape.sizes[-1])
+    readers = shape.readers
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Results:
+        normed = ops.layer_norm(x, weight, bias, _EPS, _RULES)
+        return tuple(cast(_RULES.matmul, normed)[0] for _ in range(readers))
+
+    def exact(x: Tensor, weight: Tensor, bias: Tensor) -> Results:
+        return (F.layer_norm(x.double(), x.shape[-1:], weight.double(), bias.double(), _EPS),) * readers
+
+    return Subject(
+        (x, weight, bias),
+        plain=plain,
+        kernel=lambda x, w, b: (layer_norm.launch(x, w, b, _EPS, _HALF),) * readers,
+        reference=lambda x, w, b: (layer_norm.reference(x, w, b, _EPS, _HALF),) * readers,
+        why_not=lambda x, w, b: layer_norm.why_not(x, w, b, _HALF),
+        exact=exact,
+        tolerance=layer_norm.TOLERANCES[_HALF],
+        least_bytes=_size_bytes(x, x, weight, bias),
+    )
+
+
+def _geglu(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
+    x = draw(*shape.sizes)
+
+    def plain(x: Tensor) -> Results:
+        value, gate = x.chunk(2, dim=-1)
+        return (value * F.gelu(gate),)
+
+    return Subject(
+        (x,),
+        plain=plain,
+        kernel=lambda x: (geglu.launch(x),),
+        reference=lambda x: (geglu.reference(x),),
+        why_not=geglu.why_not,
+        exact=lambda x: plain(x.double()),
+        tolerance=geglu.TOLERANCES[_HALF],
+        least_bytes=_size_bytes(x) * 3 // 2,
+    )
+
+
+def _lora_fuse(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
+    height, width = shape.sizes
+    inputs = []
+    for _ in range(shape.layers):
+        pairs = tuple((draw(height, RANK), draw(RANK, width) / RANK) for _ in range(shape.networks))
+        inputs.append((draw(height, width), draw(height, width), pairs))
+
+    def plain(*layers: Any) -> Results:
+        for live, base, pairs in layers:
+            write_sum(live, base, [Factors(up, down, 1.0) for up, down in pairs])
+        return tuple(live for live, _, _ in layers)
+
+    def exact(*layers: Any) -> Results:
+        return tuple(
+            sum((up.double() @ down.double() for up, down in pairs), base.double())
+            for _, base, pairs in layers
+        )
+
+    def by(way: Callable[[list[Layer]], None]) -> Way:
+        def run(*layers: Any) -> Results:
+            way(_layers(layers))
+            return tuple(live for live, _, _ in layers)
+
+        return run
+
+    return Subject(
+        tuple(inputs),
+        plain=plain,
+        kernel=by(lora_fuse.launch),
+        reference=by(lora_fuse.reference),
+        why_not=lambda *layers: lora_fuse.why_not(_layers(layers)),
+        exact=exact,
+        tolerance=lora_fuse.TOLERANCES[_HALF],
+        least_bytes=_size_bytes(*inputs),
+        is_replayed=False,
+        written=tuple(live for live, _, _ in inputs),
+    )
+
+
+_SUBJECTS: Mapping[str, Callable[[Shape, Callable[..., Tensor]], Subject]] = MappingProxyType(
+    {
+        "group_norm": _group_norm,
+        "group_norm_joined": _group_norm_joined,
+        "layer_norm": _layer_norm,
+        "geglu": _geglu,
+        "lora_fuse": _lora_fuse,
+    }
+)
+
+
+def _layers(layers: Any) -> list[Layer]:
+    return [Layer(live, base, [Pair(up, down, 1.0) for up, down in pairs]) for live, base, pairs in layers]
+
+
+def _normed(x: Tensor, weight: Tensor, bias: Tensor, use: _Use) -> Tensor:
+    """As a block has it, up to what the convolution or linear layer behind it computes with."""
+    normed = ops.group_norm(x, weight, bias, use.spec, _RULES)
+    result: Tensor = cast(_RULES.matmul, F.silu(normed) if use.norm.silu else normed)[0]
+    return result
+
+
+def _exact_norm(x: Tensor, weight: Tensor, bias: Tensor, norm: Norm) -> Tensor:
+    result = F.group_norm(x.double(), norm.groups, weight.double(), bias.double(), norm.eps)
+    return F.silu(result) if norm.silu else result
+
+
+def _laid(image: Tensor, shape: Shape) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last if shape.is_last else torch.contiguous_format)
+
+
+def _affine(draw: Callable[..., Tensor], channels: int) -> tuple[Tensor, Tensor]:
+    return 1 + draw(channels) / 5, draw(channels) / 5
+
+
+def _size_bytes(*values: Any) -> int:
+    """Of tensors, and tuples of them."""
+    return sum(
+        value.numel() * value.element_size() if isinstance(value, Tensor) else _size_bytes(*value)
+        for value in values
+    )

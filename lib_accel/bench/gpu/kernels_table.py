@@ -1,0 +1,92 @@
+"""The kernels of the suite of GPUs as lines of text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from lib_accel.bench.table import aligned
+
+Figures = Mapping[str, Any]
+
+KERNEL_REMARKS = (
+    "kernels: against the plain torch of blocks, both replayed from a graph where `launched` says so; inputs "
+    "are taken in turn from sets that no L2 cache holds together",
+    "MiB at least: what goes in read once, what comes out written once; floor: the time of that many bytes",
+    "at most: bytes that plain torch's operations move, divided by those: the gain if only memory counted",
+    "of tolerance: the largest error against float64, as a share of what the kernel's table allows",
+    "on a GPU plain torch returns an image of channels last with channels first; a copy back is not counted",
+)
+
+
+def kernels(rows: list[Figures]) -> str:
+    """A line a kernel, shape and side, and whether anything stood in for a kernel."""
+    headings = (
+        "kernel",
+        "side",
+        "plain ms",
+        "ms",
+        "ratio",
+        "95 %",
+        "at most",
+        "MiB at least",
+        "floor",
+        "launches",
+        "of tolerance",
+        "plain's",
+    )
+    return "\n".join([aligned(headings, [_kernel(row) for row in rows]), *_remarks(rows)])
+
+
+def _kernel(row: Figures) -> list[str]:
+    return [
+        row["case"],
+        row["side"],
+        f"{row['stock_ms']:.3g}",
+        f"{row['ms']:.3g}",
+        f"{row['ratio']:.2f}",
+        f"{row['ratio_low95']:.2f}-{row['ratio_high95']:.2f}",
+        f"{row['predicted_ratio']:.1f}",
+        f"{row['least_bytes'] / 2**20:.3g}",
+        f"{100 * row['floor_share']:.3g} %",
+        f"{_count(row['plain_launches'])} to {_count(row['launches'])}",
+        f"{row['tolerance_share']:.2f}",
+        f"{row['plain_tolerance_share']:.2f}",
+    ]
+
+
+def _remarks(rows: list[Figures]) -> list[str]:
+    stood_in = Counter(row["about"]["stands_in"] for row in rows if "stands_in" in row["about"])
+    launched = Counter(row["launched"] for row in rows)
+    inexact = [f"{row['case']}, {row['side']}" for row in rows if not row["tolerance_share"] <= 1.0]
+    lines = [f"{count} rows: for the kernel stands {what}" for what, count in stood_in.items()]
+    lines += [f"{count} rows launched {how}" for how, count in launched.items()]
+    if inexact:
+        lines.append(f"farther from float64 than the kernels' tables allow: {'; '.join(inexact)}")
+    return lines
+
+
+def tunings(rows: list[Figures]) -> str:
+    """A line an entry of configs.py that a shape takes, with the best of its neighbours."""
+    headings = ("kernel", "table", "entry", "best", "ratio", "tried", "failed")
+    lines = [
+        [
+            row["case"],
+            each["table"],
+            each["entry"],
+            "-" if each["best"] == each["entry"] else each["best"],
+            f"{each['ratio']:.2f}",
+            str(len(each["tried"])),
+            str(sum("reason" in one for one in each["tried"])),
+        ]
+        for row in rows
+        for each in row["tables"]
+    ]
+    untried = sum(not row["tables"] for row in rows)
+    told = [aligned(headings, lines)] if lines else []
+    return "\n".join([*told, *([f"{untried} shapes without a launch to tune"] if untried else [])])
+
+
+def _count(launches: int | None) -> str:
+    return "-" if launches is None else str(launches)
