@@ -23,7 +23,6 @@ from lib_accel.device import OUT_OF_MEMORY
 from lib_accel.errors import CompileError
 from lib_accel.graphs.activity import Activity
 from lib_accel.graphs.compiler import Graph
-from lib_accel.graphs.launched import as_launched
 from lib_accel.graphs.launcher import Launcher
 from lib_accel.graphs.proof import COMPILED, DIRECT, HOST, Side, Verdict, prove
 from lib_accel.graphs.structure import (
@@ -37,6 +36,7 @@ from lib_accel.graphs.structure import (
     sizes_of,
     structure_of,
 )
+from lib_accel.graphs.timed import as_launched
 from lib_accel.graphs.verdicts import Verdicts, surroundings
 from lib_accel.graphs.worker import Part
 from lib_accel.graphs.workshop import Job, Workshop

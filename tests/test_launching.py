@@ -443,7 +443,7 @@ def test_auto_keeps_a_replay_only_if_it_gains(
 ) -> None:
     unet = tiny_unet()
     studio.host.asked = Options(launch="auto")
-    monkeypatch.setattr("lib_accel.graphs.launch._SLOWER", 0.0)
+    monkeypatch.setattr("lib_accel.graphs.replay._SLOWER", 0.0)
     assert [studio.replayed_by(lambda: run(unet, inputs())) for _ in range(3)] == [0] * 3
     assert any(reason.startswith("a replay takes") for reason in studio.report.reasons)
 

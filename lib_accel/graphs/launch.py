@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import threading
 import time
 from collections import Counter
@@ -19,16 +18,15 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lib_accel.device import OUT_OF_MEMORY
 from lib_accel.errors import CaptureError
-from lib_accel.graphs.launcher import Launcher, Recording
-from lib_accel.graphs.proof import difference, tolerance
+from lib_accel.graphs.launcher import Launcher
+from lib_accel.graphs.replay import Replay
 from lib_accel.graphs.structure import digest
-from lib_accel.graphs.trees import PLAIN, NotPlainError, Tree, Whereabouts, flattened, like
+from lib_accel.graphs.trees import PLAIN, NotPlainError, Tree, flattened
 from lib_accel.graphs.verdicts import Verdicts, surroundings
-from lib_accel.graphs.watch import Watch
 from lib_accel.report import LaunchReport
 
 _log = logging.getLogger(__name__)
@@ -38,11 +36,6 @@ _MOST_CASES = 32  # of a module
 _POOREST = 8  # replays, below which a recording was not worth its making
 _MOST_POOR = 3  # of those in turn, until it is left alone
 _MOST_TRIES = 3  # of what failed, or found no memory: it may be otherwise next time
-_SLOWER = 1.05  # times what it takes without: less is noise
-_ROUNDS = 4  # of which one must be as fast: the machine may do other things meanwhile
-# A replay does what the call before it did, with the algorithms that cuDNN takes without trying them out.
-_TIMES_TOLERANCE = 10.0
-
 _NO_MEMORY = "no memory for its graph"
 _MOVES = "its weights move between pictures"
 _BUSY = "another thread was launching a graph"
@@ -80,26 +73,13 @@ class Outcome(NamedTuple):
 _LATER, _NEVER = Outcome(), Outcome(is_given_up=True)
 
 
-class _Ready(NamedTuple):
-    """A recording and the memory around it."""
-
-    recording: Recording
-    inputs: Sequence[Tensor]
-    result: Tree
-    weights: Whereabouts
-
-    @property
-    def size_bytes(self) -> int:
-        return self.recording.size_bytes + sum(each.nbytes for each in self.inputs)
-
-
 class _Case:
     """What is known of one call."""
 
     __slots__ = ("poor", "ready", "reason", "replays", "tries", "used_at")
 
     def __init__(self) -> None:
-        self.ready: _Ready | None = None
+        self.ready: Replay | None = None
         self.reason: str | None = None  # why it is never recorded
         self.replays = 0
         self.poor = 0  # recordings in turn that were too many
@@ -164,7 +144,7 @@ class Launches:
             if not is_ours:
                 self._reasons[_BUSY] += 1
                 return _LATER
-            if case.ready is not None and not case.ready.weights.are_of(work.weights):
+            if case.ready is not None and not case.ready.reads(work.weights):
                 self._drop_moved(site)
                 return _LATER
             self._uses += 1
@@ -185,9 +165,9 @@ class Launches:
         finally:
             self._work.release()
 
-    def _again(self, case: _Case, ready: _Ready, given: Tree) -> Outcome:
+    def _again(self, case: _Case, ready: Replay, given: Tree) -> Outcome:
         try:
-            result = _replayed(ready, given.tensors)
+            result = ready.run(given.tensors)
         except Exception as error:  # the caller goes the usual way
             if isinstance(error, OUT_OF_MEMORY):
                 self.release()
@@ -268,7 +248,13 @@ class Launches:
             return done
         with self._on_trial(name):
             try:
-                case.reason = self._recorded(site, case, work, given, expected, terms, usual_s)
+                is_watched = work.is_foreign and not site.is_watched
+                case.ready = replay = Replay.of(
+                    work.function, given, work.weights, launcher, is_watched=is_watched
+                )
+                site.is_watched = True
+                self._captures += 1
+                case.reason = replay.why_not(given, expected, usual_s, launcher, is_forced=terms.is_forced)
                 self._keep_within(min(terms.budget_bytes, launcher.largest_bytes(device)), case)
             except OUT_OF_MEMORY:
                 self.release()
@@ -297,41 +283,6 @@ class Launches:
             self._verdicts.end_trial(name)
         self._survived.add(name)
 
-    def _recorded(
-        self, site: _Site, case: _Case, work: Work, given: Tree, expected: Any, terms: Terms, usual_s: float
-    ) -> str | None:
-        """Makes the case ready, or says why it is not to be."""
-        device = given.tensors[0].device
-        launcher, before = self._launchers[device.type], flattened(expected)
-        with torch.inference_mode(False), torch.no_grad(), _without_cached_casts():
-            # Not the values of this call: what is not computed anew in a replay would look right.
-            inputs = [like(each).zero_() for each in given.tensors]
-            results: list[Tree] = []
-
-            def function() -> Sequence[Tensor]:
-                results[:] = [flattened(work.function(given.rebuilt(inputs)))]
-                return results[0].tensors
-
-            if work.is_foreign and not site.is_watched:
-                with Watch():  # type: ignore[no-untyped-call]
-                    function()
-                site.is_watched = True
-            recording = launcher.record(function, inputs, device)
-        self._captures += 1
-        case.ready = ready = _Ready(recording, inputs, results[0], Whereabouts(work.weights))
-        if results[0].key != before.key:
-            return "its result has another form when it is recorded"
-        fault, replay_s = None, math.inf
-        for number in range(_ROUNDS):  # of which the first takes the graph to the GPU
-            began = time.perf_counter()
-            found = _replayed(ready, given.tensors)
-            launcher.wait(device)
-            replay_s = time.perf_counter() - began
-            fault = _fault(flattened(found), before) if number == 0 else None
-            if fault is not None or terms.is_forced or replay_s <= _SLOWER * usual_s:
-                return fault
-        return f"a replay takes {1000 * replay_s:.2f} ms, without it {1000 * usual_s:.2f} ms"
-
     # Memory
 
     def _keep_within(self, budget_bytes: int, case: _Case) -> None:
@@ -347,8 +298,8 @@ class Launches:
             self._evict(each)
         if case.ready is None:
             return
-        device = case.ready.inputs[0].device
-        ready = [each for each in ready if each.ready is not None and each.ready.inputs[0].device == device]
+        device = case.ready.device
+        ready = [each for each in ready if each.ready is not None and each.ready.device == device]
         if sum(each.ready.size_bytes for each in ready if each.ready is not None) <= budget_bytes:
             return
         own_bytes = case.ready.size_bytes
@@ -379,9 +330,8 @@ class Launches:
             case.poor = 0 if case.replays >= _POOREST else case.poor
             ready, case.ready, case.replays = case.ready, None, 0
             if ready is not None:
-                device = ready.inputs[0].device
-                self._launchers[device.type].wait(device)  # a GPU may be at work with it
-                ready.recording.drop()
+                self._launchers[ready.device.type].wait(ready.device)  # a GPU may be at work with it
+                ready.drop()
 
     def _cases(self) -> Iterator[_Case]:
         with self._lock:
@@ -415,28 +365,6 @@ class Launches:
         )
 
 
-def _replayed(ready: _Ready, given: Sequence[Tensor]) -> Any:
-    """The result for these inputs, in memory that is the caller's."""
-    with torch.no_grad():
-        _fill(ready.inputs, given)
-        ready.recording.replay()
-        return ready.result.rebuilt([each.clone() for each in ready.recording.outputs])
-
-
-def _fill(inputs: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-    # One launch for all of a dtype, where torch can; the list of those that do not overlap is empty else.
-    torch._foreach_copy_(list(inputs), list(given))
-
-
-def _fault(found: Tree, expected: Tree) -> str | None:
-    """Why a recording may not be replayed."""
-    for ours, theirs in zip(found.tensors, expected.tensors, strict=True):
-        apart, limit = difference(ours, theirs), _TIMES_TOLERANCE * tolerance("", theirs.dtype)
-        if not apart <= limit:
-            return f"a replay differs by {apart:.1e}, tolerated are {limit:.1e}"
-    return None
-
-
 def _mib(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.0f}"
 
@@ -444,16 +372,3 @@ def _mib(size_bytes: int) -> str:
 def _first_line(error: Exception) -> str:
     text = (str(error).splitlines() or [""])[0]
     return text if isinstance(error, CaptureError) else f"{type(error).__name__}: {text}"
-
-
-@contextlib.contextmanager
-def _without_cached_casts() -> Iterator[None]:
-    """Autocast keeps cast weights until its block ends; a recording would read them after that.
-
-    To switch that off would be another global state, for which compiled code is not made.
-    """
-    torch.clear_autocast_cache()
-    try:
-        yield
-    finally:
-        torch.clear_autocast_cache()

@@ -452,7 +452,8 @@ class Clock:
 
         bench.function = slow
         monkeypatch.setattr(TapeRecording, "replay", replayed)
-        monkeypatch.setattr(launch, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        for module in (launch, replays):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
 
 # The first replay belongs to the trial; then it is timed.
