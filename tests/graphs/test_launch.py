@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lib_accel.graphs import launch
+from lib_accel.graphs import replay as replays
 from lib_accel.graphs.launch import Launches, Outcome, Terms, Work
 from lib_accel.graphs.recorder import Recorder, TapeRecording
 from lib_accel.graphs.verdicts import Verdicts
