@@ -196,6 +196,7 @@ class _Recorder:
         live: Callable[[], Tensor] | None,
         *,
         is_forced: bool,
+        may_prove: bool,
     ) -> tuple[Tensor, str]:
         """The block's output, or of a transformer block, whose context is not here, its input."""
         inputs = normalized(x, besides, weights)
