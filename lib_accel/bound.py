@@ -87,6 +87,8 @@ class BoundUnit:
             self._weights = LiveWeights(slots)
         except (LayoutError, AttributeError) as error:
             self.failure = str(error)
+        # Whether it has so many kernels that to launch them at one blow gains anything.
+        self.is_worth_launching = sum(step.kernels for step in self._steps) >= _WORTH_LAUNCHING
         self._tallies: dict[str | None, Tally] = {}
         self._is_ours: dict[str | None, bool] = {}
 
@@ -115,11 +117,6 @@ class BoundUnit:
             reasons = [step.reasons(attention_reason) for step in self._steps]
             self._is_ours[attention_reason] = not any(reasons)
         return self._is_ours[attention_reason]
-
-    @property
-    def is_worth_launching(self) -> bool:
-        """Whether it has so many kernels that to launch them at one blow gains anything."""
-        return sum(step.kernels for step in self._steps) >= _WORTH_LAUNCHING
 
     def count(self, tally: Tally, attention_reason: str | None) -> None:
         """Adds the unit's blocks to a tally; `attention_reason` holds attention back unless None."""

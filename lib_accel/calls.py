@@ -32,6 +32,10 @@ class ModelCall(NamedTuple):
     may_prove: bool = True  # whether graphs may be proved in it
     launch: Terms | None = None  # on which it, or else its units, may be replayed as recordings
 
+    def without_proofs(self) -> ModelCall:
+        """The same call where nothing may wait for the device."""
+        return self._replace(may_prove=False)
+
     def as_host(self) -> AbstractContextManager[None]:
         """Autocast as the host set it."""
         return nullcontext() if self.autocast is None else autocast_on(self.device_type, self.autocast)
@@ -87,7 +91,7 @@ class Thread(threading.local):
     @contextlib.contextmanager
     def recording(self, call: ModelCall) -> Iterator[None]:
         """As `inside`, for a call that is about to be recorded, all of whose units are known to be ours."""
-        before, self.recorded = self.recorded, call
+        before, self.recorded = self.recorded, call.without_proofs()
         try:
             yield
         finally:

@@ -219,9 +219,8 @@ class Choice:
             return None
         sizes = sizes_of(inputs)
         structure = structure_of(block.name, block.spec, inputs)
-        key = _Key(
-            structure, condition_of(inputs, rules), sizes.size_class, is_forced, self._is_launched(x.device)
-        )
+        is_launched = self._launcher_of(x.device) is not None
+        key = _Key(structure, condition_of(inputs, rules), sizes.size_class, is_forced, is_launched)
         with self._lock:
             case = self._cases.get(key)
             if case is None:
@@ -233,9 +232,6 @@ class Choice:
                 case.is_asked = True
                 self._ask_for_graph(case)
         return case
-
-    def _is_launched(self, device: torch.device) -> bool:
-        return self._launcher_of(device) is not None
 
     def _surroundings_of(self, device: torch.device) -> str:
         name = str(device)

@@ -251,10 +251,8 @@ class Engine:
     def _run_whole_model(
         self, model: nn.Module, original: Method, given: Arguments, call: ModelCall
     ) -> Outcome:
-        recorded = call._replace(may_prove=False)
-
         def compute(given: Arguments) -> Any:
-            with self._thread.recording(recorded):
+            with self._thread.recording(call):
                 return original(model, *given.args, **given.kwargs)
 
         try:
@@ -321,12 +319,10 @@ class Engine:
         bound.networks.ensure(self._host, call.networks, self.generation)
         waves = bound.waves(unet, given.timesteps)
 
-        recorded = call._replace(may_prove=False)
-
         def compute(inputs: Sequence[Any]) -> Tensor:
             x, waves, context, y = inputs
             try:
-                with self._thread.recording(recorded):
+                with self._thread.recording(call):
                     return bound.run(unet, x, bound.embed(waves, y, call), context, call)
             except HostFailure as error:  # for the launcher, which knows of no host
                 raise error.cause from None

@@ -47,3 +47,9 @@ class CompileError(AccelError):
 
 class CaptureError(AccelError):
     """A call cannot be captured in a graph. The message is the reason that the report shows."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Kind and first line of an error; of a CaptureError the line alone, which says what it is."""
+    line = (str(error).splitlines() or [""])[0]
+    return line if isinstance(error, CaptureError) else f"{type(error).__name__}: {line}"

@@ -58,7 +58,7 @@ class Launching:
         codes = 0 if call.choice is None else call.choice.settled()
         if codes is None:  # proofs are made in calls that are not replayed
             return None
-        return Terms(options.graph_memory_mib * 2**20, options.launch == FORCED, codes)
+        return Terms(options.graph_memory_mib * 2**20, options.launch == FORCED, codes, switches())
 
     def launcher_of(self, device: torch.device, options: Options) -> Launcher | None:
         """What replays calls on a device, if that is asked for."""
@@ -72,14 +72,14 @@ class Launching:
             return Outcome()
         if inputs.x.nbytes > _LARGEST_INPUT_BYTES:
             return self._not("its input is so large that to copy it takes longer than to launch its kernels")
-        recorded = call._replace(may_prove=False)
+        recorded = call.without_proofs()
         work = Work(
             module,
             lambda given: bound.run(given, recorded),
             inputs,
             bound.weights(),
             (bound.serial, call.launch.codes),
-            (call.rules, call.autocast, *switches()),
+            (call.rules, call.autocast, call.launch.switches),
         )
         outcome = self._launches.run(work, call.launch)
         generation.replayed += outcome.is_replayed * bound.size
@@ -119,7 +119,7 @@ class Launching:
             given,
             [weight for part in parts for weight in part.weights()],
             (*[part.serial for part in parts], call.launch.codes),
-            (call.rules, call.autocast, *switches()),
+            (call.rules, call.autocast, call.launch.switches),
             is_foreign=own is None,
         )
         outcome = self._launches.run(work, call.launch)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import diffusers
@@ -25,9 +24,9 @@ from lib_accel.bench.graphs_models import (
 )
 from lib_accel.bench.models import pipeline
 from lib_accel.bench.networks import random_network
+from lib_accel.bench.plain_host import PlainHost
 from lib_accel.choice import Choice
 from lib_accel.engine import Engine
-from lib_accel.graphs.verdicts import default_folder
 from lib_accel.hosts.diffusers import Handle
 from lib_accel.options import Options
 from lib_accel.report import Report
@@ -251,56 +250,3 @@ def _context_width(unet: nn.Module) -> int:
     keys = [module for path, module in unet.named_modules() if path.endswith("attn2.to_k")]
     assert isinstance(keys[0], nn.Linear)
     return keys[0].in_features
-
-
-class PlainHost:
-    """host.Host for models that nobody else does anything to."""
-
-    network_mark: str | None = None
-    tells_generations = True
-
-    def __init__(self, options: Options, *models: nn.Module) -> None:
-        self._options, self._models = options, models
-
-    def owns(self, module: nn.Module) -> bool:
-        """All of them."""
-        return True
-
-    def options(self) -> Options:
-        """What it was told."""
-        return self._options
-
-    def stand_aside_reasons(self) -> Sequence[str]:
-        """None."""
-        return ()
-
-    def attention_reasons(self) -> Sequence[str]:
-        """None."""
-        return ()
-
-    def is_busy(self) -> bool:
-        """No: pictures are called one after the other, on the thread that measures."""
-        return False
-
-    def trusts(self, method: Callable[..., Any]) -> bool:
-        """Whether it is the packages' own."""
-        home = getattr(method, "__globals__", {}).get("__name__", "")
-        return home.split(".")[0] in ("ldm", "sgm", "torch")
-
-    def wanted_networks(self) -> tuple[()]:
-        """None."""
-        return ()
-
-    def apply_networks(self, layers: Sequence[nn.Module]) -> None:
-        """Nothing is wanted."""
-
-    def before_call(self, model: nn.Module) -> None:
-        """Nothing is on its way."""
-
-    def cache_folder(self) -> Path:
-        """The user's, though choices here are kept nowhere."""
-        return default_folder()
-
-    def models(self) -> Sequence[tuple[str, nn.Module]]:
-        """Those that it was told of."""
-        return [("UNet", model) for model in self._models]

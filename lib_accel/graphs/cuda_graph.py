@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lib_accel.device import OUT_OF_MEMORY
-from lib_accel.errors import CaptureError
+from lib_accel.errors import CaptureError, reason_of
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class CudaLauncher:
             except _UncleanError as error:
                 _clean_up(place, pool, device)
                 if _NO_MEMORY in str(error):
-                    raise OUT_OF_MEMORY[1](str(error)) from error
+                    raise torch.cuda.OutOfMemoryError(str(error)) from error
                 self._fault = f"a capture failed, restart to have CUDA graphs again: {error}"
                 _log.error("no CUDA graphs any more: %s", error)
                 cause = error.__cause__
@@ -180,24 +180,23 @@ def _captured(
         try:
             outputs = function()
         except BaseException as error:
-            try:
-                graph.capture_end()
-            except RuntimeError:
-                raise _UncleanError(_first_line(error)) from error
+            _end(graph, error)
             raise
-        try:
-            graph.capture_end()
-        except RuntimeError as error:
-            raise _UncleanError(_first_line(error)) from error
+        _end(graph)
     except (*OUT_OF_MEMORY, CaptureError):
         raise
     except Exception as error:
-        raise CaptureError(_first_line(error)) from error
+        raise CaptureError(reason_of(error)) from error
     return outputs
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+def _end(graph: torch.cuda.CUDAGraph, cause: BaseException | None = None) -> None:
+    """Ends a capture, which `cause` may have made invalid."""
+    try:
+        graph.capture_end()
+    except RuntimeError as error:
+        cause = cause or error
+        raise _UncleanError(reason_of(cause)) from cause
 
 
 def _clean_up(place: _Place, pool: Any, device: torch.device) -> None:
@@ -233,27 +232,23 @@ def _collect_once() -> None:
     gc.collect()
 
 
+_CAPTURE = threading.Lock()  # of all devices, since the two switches below are the process's
+
+
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Nothing is collected that frees or destroys what may not be freed now, and no algorithm is tried."""
     with _CAPTURE:
-        yield from _alone()
-
-
-_CAPTURE = threading.Lock()  # of all devices, since these two switches are the process's
-
-
-def _alone() -> Iterator[None]:
-    _collect_once()
-    was_collecting, was_trying = gc.isenabled(), torch.backends.cudnn.benchmark
-    gc.disable()
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = was_trying
-        if was_collecting:
-            gc.enable()
+        _collect_once()
+        was_collecting, was_trying = gc.isenabled(), torch.backends.cudnn.benchmark
+        gc.disable()
+        torch.backends.cudnn.benchmark = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = was_trying
+            if was_collecting:
+                gc.enable()
 
 
 @functools.cache

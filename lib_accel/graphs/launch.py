@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from lib_accel.device import OUT_OF_MEMORY
-from lib_accel.errors import CaptureError
+from lib_accel.errors import reason_of
 from lib_accel.graphs.launcher import Launcher
 from lib_accel.graphs.replay import Replay
 from lib_accel.graphs.structure import digest
@@ -59,6 +59,7 @@ class Terms(NamedTuple):
     budget_bytes: int  # of all recordings of an engine
     is_forced: bool  # whether one is replayed even where that gains nothing
     codes: int  # version of what choice.Choice says
+    switches: tuple[bool, ...] = ()  # of torch's; see device.switches
 
 
 class Outcome(NamedTuple):
@@ -175,7 +176,7 @@ class Launches:
                 case.reason = _NO_MEMORY if case.tries >= _MOST_TRIES else None
                 return _LATER
             _log.exception("a replay failed; the call is launched kernel by kernel from now")
-            case.reason = _first_line(error)
+            case.reason = reason_of(error)
             self._drop(case)
             return _NEVER
         case.replays += 1
@@ -232,7 +233,7 @@ class Launches:
             if isinstance(error, OUT_OF_MEMORY):
                 self.release()
             case.tries += 1
-            case.reason = _first_line(error) if case.tries >= _MOST_TRIES else None
+            case.reason = reason_of(error) if case.tries >= _MOST_TRIES else None
             return _LATER
         launcher.wait(device)
         ended = time.perf_counter()
@@ -261,7 +262,7 @@ class Launches:
                 case.tries += 1
                 case.reason = _NO_MEMORY if case.tries >= _MOST_TRIES else None
             except Exception as error:  # the call has its result; whatever it is, the next one can do without
-                case.reason = _first_line(error)
+                case.reason = reason_of(error)
                 _log.info("%s is not recorded: %s", type(work.module).__name__, case.reason, exc_info=True)
         if case.reason is not None:
             self._drop(case)
@@ -367,8 +368,3 @@ class Launches:
 
 def _mib(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.0f}"
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).splitlines() or [""])[0]
-    return text if isinstance(error, CaptureError) else f"{type(error).__name__}: {text}"
