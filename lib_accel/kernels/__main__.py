@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lib_accel.kernels.ahead_of_time import CAPABILITIES, SHARED_LIMIT, Built, build
+from lib_accel.kernels.ahead_of_time import CAPABILITIES, SHARED_LIMIT, Built, build, is_heavy
 from lib_accel.kernels.support import why_not_triton
 from lib_accel.kernels.variants import variants
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for built in build(variants(), capability):
             print(line(built), flush=True)
             heavy += is_heavy(built)
-    print(f"{heavy} spill or take more than {SHARED_LIMIT} bytes of shared memory")
+    print(f"{heavy} spill, or take more shared memory than they should: {SHARED_LIMIT} bytes, pipelines more")
     return 1 if heavy else 0
 
 
@@ -41,11 +41,6 @@ def line(built: Built) -> str:
     needs, variant = built.needs, built.variant
     name = f"{variant.room}.{variant.kernel}: {variant.label}"
     return f"{built.capability:10}  {needs.registers:9}  {needs.spilled:7}  {needs.shared:6}  {name}"
-
-
-def is_heavy(built: Built) -> bool:
-    """Whether it should not be shipped like that."""
-    return built.needs.spilled > 0 or built.needs.shared > SHARED_LIMIT
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,11 @@ CAPABILITIES = (75, 80, 86, 89, 90, 100)
 # What a program may use of a processor's shared memory without asking for more than the default.
 SHARED_LIMIT = 48 * 1024
 
+# What it may ask for, in bytes: a pipeline of loads lies there.
+LARGEST_SHARED: Mapping[int, int] = MappingProxyType(
+    {75: 64 * 1024, 80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+)
+
 _TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -31,10 +37,13 @@ _TYPES = {
 }
 
 # Sizes that are 1 for some picture, weight or batch. Triton makes such an argument a constant.
-_MAY_BE_ONE = ("pixels", "width", "chunks", "rows", "inner", "height", "split", "channels")
+_MAY_BE_ONE = ("pixels", "width", "chunks", "rows", "columns", "inner", "height", "split", "channels")
 
-# A group of these models' norms has 4 to 80 channels, mostly 10, 20 or 40; and any number of chunks.
-_SELDOM_ALIGNED = ("width", "chunks")
+# By room. A group of these models' norms has 4 to 80 channels, mostly 10, 20 or 40; and any number of chunks.
+_SELDOM_ALIGNED = {"group_norm": ("width", "chunks")}
+
+# By room, what `why_not` asks to divide by 16.
+_ALWAYS_ALIGNED = {"linear_geglu": ("inner", "channels")}
 
 
 class Needs(NamedTuple):
@@ -54,8 +63,15 @@ class Built(NamedTuple):
 
 
 def can_build(variant: Variant, capability: int) -> bool:
-    """Whether a GPU of that capability has the variant's dtypes: bfloat16 came with 8.0."""
-    return capability >= 80 or not variant.has_bfloat16
+    """Whether a GPU of that capability takes the variant and has its dtypes: bfloat16 came with 8.0."""
+    is_meant = not variant.capabilities or capability in variant.capabilities
+    return is_meant and (capability >= 80 or not variant.has_bfloat16)
+
+
+def is_heavy(built: Built) -> bool:
+    """Whether it spills, or takes more shared memory than it should: it should not be shipped like that."""
+    limit = LARGEST_SHARED[built.capability] if built.variant.stages else SHARED_LIMIT
+    return built.needs.spilled > 0 or built.needs.shared > limit
 
 
 def build(variants: Iterable[Variant], capability: int) -> Iterator[Built]:
@@ -72,20 +88,25 @@ def _compile(variant: Variant, capability: int) -> Any:
     from triton.compiler import ASTSource
 
     kernel = getattr(programs(variant.room), variant.kernel)
+    always = _ALWAYS_ALIGNED.get(variant.room, ())
     constants = dict(variant.constants)
     if variant.sizes == "one":
-        constants |= {name: 1 for name in kernel.arg_names if name in _MAY_BE_ONE}
+        ones = [name for name in _MAY_BE_ONE if name in kernel.arg_names and name not in always]
+        constants |= dict.fromkeys(ones, 1)
     signature = {name: _type(name, variant, constants) for name in kernel.arg_names}
-    odd = _SELDOM_ALIGNED if variant.room == "group_norm" else ()
-    aligned = [
-        name
-        for name, kind in signature.items()
-        if kind.startswith("*") or (kind == "i32" and variant.sizes == "aligned" and name not in odd)
-    ]
+    seldom = _SELDOM_ALIGNED.get(variant.room, ())
+    numbers = {name for name, kind in signature.items() if kind == "i32"}
+    aligned = {name for name, kind in signature.items() if kind.startswith("*")} | numbers.intersection(
+        always
+    )
+    if variant.sizes == "aligned":
+        aligned |= numbers.difference(seldom)
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(kernel, signature, constants, attributes)
-    target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": variant.warps})
+    options = {"num_warps": variant.warps}
+    if variant.stages:
+        options["num_stages"] = variant.stages
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def _type(name: str, variant: Variant, constants: dict[str, Any]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lib_accel.kernels import configs
+from lib_accel.kernels.configs import Tile
 from lib_accel.kernels.support import current, programs, why_not_programs, why_not_tensors
 from lib_accel.kernels.tolerance import rounded
 
@@ -38,12 +41,20 @@ def why_not(x: Tensor) -> tuple[str, ...]:
     return (*reasons, *why_not_programs(x.numel() // 256 + x.numel() // max(x.shape[-1], 1)))
 
 
-def launch(x: Tensor) -> Tensor:
-    """`reference` by the kernel. Call it only where `why_not` is empty."""
+def candidates(x: Tensor) -> Sequence[Tile]:
+    """Tiles that `launch` may take for x, its own first. Call it only where `why_not` is empty."""
+    return configs.candidates(configs.GEGLU, x.shape[-1] // 2)
+
+
+def launch(x: Tensor, *, tile: Tile | None = None) -> Tensor:
+    """`reference` by the kernel.
+
+    Call it only where `why_not` is empty. tile: one of `candidates`; None takes the first.
+    """
+    tile = tile or candidates(x)[0]
     inner = x.shape[-1] // 2
     out = torch.empty((*x.shape[:-1], inner), dtype=x.dtype, device=x.device)
     rows = out.numel() // inner
-    tile = configs.pick(configs.GEGLU, inner)
     grid = (-(-rows // tile.high) * -(-inner // tile.wide),)
     with current(x.device):
         programs("geglu").gated[grid](

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lib_accel.kernels.group_norm import TOLERANCES as TOLERANCES
-from lib_accel.kernels.group_norm import Norm, launch_images, why_not_images
+from lib_accel.kernels.group_norm import Given, Norm, Way, launch_images, ways, why_not_images
 from lib_accel.kernels.group_norm import reference as reference_of_one
 
 
@@ -37,15 +39,33 @@ def why_not(
     return why_not_images((left, right), weight, bias, norm)
 
 
+def candidates(
+    left: Tensor, right: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm
+) -> Sequence[Way]:
+    """Ways that `launch` may take for these, its own first. Call it only where `why_not` is empty."""
+    return ways((left, right), norm)
+
+
 def launch(
-    left: Tensor, right: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm, *, keep: bool
+    left: Tensor,
+    right: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    norm: Norm,
+    *,
+    keep: bool,
+    tile: Way | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`reference` by the kernel, laid out in memory as the images. Call it only where `why_not` is empty."""
+    """`reference` by the kernel, laid out in memory as the images.
+
+    Call it only where `why_not` is empty. tile: one of `candidates`; None takes the first.
+    """
     batch, channels, height, width = left.shape
     shape = (batch, channels + right.shape[1], height, width)
     first = left.is_contiguous() and right.is_contiguous()
     layout = torch.contiguous_format if first else torch.channels_last
     out = torch.empty(shape, dtype=norm.out_dtype or norm.dtype, device=left.device, memory_format=layout)
     joined = torch.empty_like(out, dtype=left.dtype) if keep else None
-    launch_images((left, right), weight, bias, norm, out=out, joined=joined)
+    given = Given((left, right), weight, bias, None, norm)
+    launch_images(given, out=out, joined=joined, tile=tile)
     return out, joined

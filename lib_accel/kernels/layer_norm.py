@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lib_accel.kernels import configs
+from lib_accel.kernels.configs import Tile
 from lib_accel.kernels.support import (
     DTYPES,
     current,
@@ -19,7 +22,7 @@ from lib_accel.kernels.tolerance import rounded
 
 TOLERANCES = rounded(times=1)
 
-WIDEST = configs.WHOLE_ROWS[-1].up_to
+WIDEST = max(configs.WHOLE_ROWS)
 
 
 def layer_norm(
@@ -57,12 +60,28 @@ def why_not(x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.
     return (*reasons, *why_not_programs(x.numel() // max(x.shape[-1], 1)))
 
 
-def launch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
-    """`reference` by the kernel. Call it only where `why_not` is empty."""
+def candidates(x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Sequence[Tile]:
+    """Tiles that `launch` may take for these, its own first. Call it only where `why_not` is empty."""
+    return configs.candidates(configs.WHOLE_ROWS, x.shape[-1])
+
+
+def launch(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    *,
+    tile: Tile | None = None,
+) -> Tensor:
+    """`reference` by the kernel.
+
+    Call it only where `why_not` is empty. tile: one of `candidates`; None takes the first.
+    """
+    tile = tile or candidates(x, weight, bias, dtype)[0]
     out = torch.empty_like(x, dtype=dtype)
     width = x.shape[-1]
     rows = x.numel() // width
-    tile = configs.pick(configs.WHOLE_ROWS, width)
     with current(x.device):
         programs("layer_norm").whole_rows[(-(-rows // tile.high),)](
             x, weight, bias, out, rows, width, eps, ROWS=tile.high, COLUMNS=tile.wide, num_warps=tile.warps

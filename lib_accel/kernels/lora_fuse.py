@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lib_accel.device import autocast_off
 from lib_accel.kernels import configs
+from lib_accel.kernels.configs import Product
 from lib_accel.kernels.support import (
     INT32,
     current,
@@ -98,15 +99,22 @@ def why_not(layers: Sequence[Layer]) -> tuple[str, ...]:
     return (*reasons, *why_not_programs(len(layers) * (height // 32 + 1) * (width // 32 + 1)))
 
 
+def candidates(layers: Sequence[Layer]) -> Sequence[Product]:
+    """Tiles that `launch` may take for these, its own first. Call it only where `why_not` is empty."""
+    single = _kind(layers[0]).factor_dtype is torch.float32
+    ranks = [pair.down.shape[0] for layer in layers for pair in layer.pairs]
+    return configs.candidates(configs.FUSE_SINGLE if single else configs.FUSE_HALF, max(ranks, default=0))
+
+
 @torch.no_grad()
-def launch(layers: Sequence[Layer]) -> None:
-    """`reference` by the kernel, in one launch. Call it only where `why_not` is empty."""
+def launch(layers: Sequence[Layer], *, tile: Product | None = None) -> None:
+    """`reference` by the kernel, in one launch.
+
+    Call it only where `why_not` is empty. tile: one of `candidates`; None takes the first.
+    """
+    tile = tile or candidates(layers)[0]
     kind = _kind(layers[0])
     height, width = kind.shape[0], layers[0].live[0].numel()
-    ranks = [pair.down.shape[0] for layer in layers for pair in layer.pairs]
-    single = kind.factor_dtype is torch.float32
-    table = configs.FUSE_SINGLE if single else configs.FUSE_HALF
-    tile = configs.pick(table, max(ranks, default=0))
     tiles = -(-height // tile.height) * -(-width // tile.width)
     with current(kind.device):
         programs("lora_fuse").summed[(len(layers) * tiles,)](

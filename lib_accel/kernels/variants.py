@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lib_accel.kernels import configs
+from lib_accel.kernels.configs import Entry
 from lib_accel.kernels.support import triton_dtype
 
 
@@ -22,46 +23,64 @@ class Variant(NamedTuple):
     sizes: str  # "aligned": they divide by 16; "odd": none is known to; "one": those that may be 1 are
     warps: int
     has_bfloat16: bool = False  # which Turing lacks
+    stages: int | None = None  # of a pipeline of loads; None leaves that to Triton
+    capabilities: tuple[int, ...] = ()  # times ten, that may take it; () for all
 
 
 class _Case(NamedTuple):
-    """A combination that is compiled for every configuration; all pairs of its values are in _CASES."""
+    """A combination that is compiled for every tile. _CASES has each value of a field with most of others."""
 
     dtype: torch.dtype
     sizes: str
     is_joined: bool
     has_weight: bool
+    has_shift: bool = False  # not where it is joined
 
 
 _CASES = (
-    _Case(torch.float16, "aligned", is_joined=False, has_weight=True),
+    _Case(torch.float16, "aligned", is_joined=False, has_weight=True, has_shift=True),
     _Case(torch.float16, "odd", is_joined=True, has_weight=False),
     _Case(torch.float16, "one", is_joined=False, has_weight=True),
     _Case(torch.bfloat16, "aligned", is_joined=True, has_weight=True),
+    _Case(torch.bfloat16, "one", is_joined=False, has_weight=False, has_shift=True),
     _Case(torch.float32, "aligned", is_joined=True, has_weight=True),
-    _Case(torch.float32, "odd", is_joined=False, has_weight=True),
+    _Case(torch.float32, "odd", is_joined=False, has_weight=True, has_shift=True),
+)
+
+# Which GPUs take which table of linear_geglu.py: Ampere and Ada; Hopper and Blackwell.
+_GATED = (
+    (configs.LINEAR_GEGLU, (80, 86, 89)),
+    (configs.LINEAR_GEGLU_LARGE, (90, 100)),
 )
 
 
 def variants() -> Iterator[Variant]:
-    """All of them: the cases times the entries of the tables."""
+    """All of them: the cases times the tiles of the tables."""
     for case in _CASES:
         yield from _group_norm(case)
         if not case.is_joined or case.dtype is torch.bfloat16:
             yield from _layer_norm(case)
             yield from _geglu(case)
+            yield from _bias_residual(case)
+            yield from _linear_geglu(case)
             yield from _lora_fuse(case)
-    for line in configs.GROUP_MOMENTS:
+    for line in _tiles(configs.GROUP_MOMENTS):
         singles = dict.fromkeys(("means", "squares", "mean_out", "scale_out"), torch.float32)
         for sizes in ("odd", "one"):
-            label = f"up to {line.up_to}, {sizes}"
+            label = f"{line}, {sizes}"
             yield Variant(
                 "group_norm", "group_moments", label, singles, {"BLOCK": line.block}, sizes, line.warps
             )
 
 
+def _tiles(table: Mapping[int, tuple[Entry, ...]]) -> list[Entry]:
+    """All tiles of a table, each once."""
+    return list(dict.fromkeys(tile for tiles in table.values() for tile in tiles))
+
+
 def _group_norm(case: _Case) -> Iterator[Variant]:
-    images, image_constants = _tensors(case, ("x",), ("second",) if case.is_joined else (), ("second",))
+    present = [name for name, has in (("second", case.is_joined), ("shift", case.has_shift)) if has]
+    images, image_constants = _tensors(case, ("x",), tuple(present), ("second", "shift"))
     affine, affine_constants = _tensors(case, (), ("weight", "bias") if case.has_weight else (), _AFFINE)
     kept = {"joined": case.dtype} if case.is_joined else {}
     # float16 norms that go on in float16, and float32 ones whose result is narrowed for a convolution.
@@ -72,13 +91,13 @@ def _group_norm(case: _Case) -> Iterator[Variant]:
     ending = {**affine, **written, **kept}
     for last in (False, True):
         constants = {"LAST": last, **image_constants}
-        for line in configs.WHOLE_GROUPS:
-            label = _label(case, line.up_to, last)
+        for line in _tiles(configs.WHOLE_GROUPS):
+            label = _label(case, line, last)
             whole = {**constants, **after, "BLOCK": line.block}
             pointers = {**images, **ending}
             yield _variant(case, "group_norm", "whole_groups", label, pointers, whole, line.warps)
-        for chunk in configs.CHUNKS_CHANNELS_LAST if last else configs.CHUNKS_CHANNELS_FIRST:
-            label = _label(case, chunk.up_to, last)
+        for chunk in _tiles(configs.CHUNKS_CHANNELS_LAST if last else configs.CHUNKS_CHANNELS_FIRST):
+            label = _label(case, chunk, last)
             tile = {**constants, "CHANNELS": chunk.channels, "PIXELS": chunk.pixels}
             partial = {**images, "means": torch.float32, "squares": torch.float32}
             yield _variant(case, "group_norm", "partial_moments", label, partial, tile, chunk.warps)
@@ -90,23 +109,54 @@ def _group_norm(case: _Case) -> Iterator[Variant]:
 def _layer_norm(case: _Case) -> Iterator[Variant]:
     affine, constants = _tensors(case, (), ("weight", "bias") if case.has_weight else (), _AFFINE)
     pointers = {"x": case.dtype, "out": case.dtype, **affine}
-    for tile in configs.WHOLE_ROWS:
+    for tile in _tiles(configs.WHOLE_ROWS):
         sides = {"ROWS": tile.high, "COLUMNS": tile.wide, **constants}
-        label = _label(case, tile.up_to)
+        label = _label(case, tile)
         yield _variant(case, "layer_norm", "whole_rows", label, pointers, sides, tile.warps)
 
 
 def _geglu(case: _Case) -> Iterator[Variant]:
     pointers = {"x": case.dtype, "out": case.dtype}
-    for tile in configs.GEGLU:
+    for tile in _tiles(configs.GEGLU):
         sides = {"ROWS": tile.high, "COLUMNS": tile.wide}
-        yield _variant(case, "geglu", "gated", _label(case, tile.up_to), pointers, sides, tile.warps)
+        yield _variant(case, "geglu", "gated", _label(case, tile), pointers, sides, tile.warps)
+
+
+def _bias_residual(case: _Case) -> Iterator[Variant]:
+    added = ("bias",) if case.has_weight else ()
+    pointers, constants = _tensors(case, ("x", "residual", "out"), added, ("bias",))
+    for last in (False, True):
+        for tile in _tiles(configs.BIAS_RESIDUAL):
+            sides = {"LAST": last, "ROWS": tile.high, "COLUMNS": tile.wide, **constants}
+            label = _label(case, tile, last)
+            yield _variant(case, "bias_residual", "added", label, pointers, sides, tile.warps)
+
+
+def _linear_geglu(case: _Case) -> Iterator[Variant]:
+    if case.dtype is torch.float32:
+        return
+    added = ("bias",) if case.has_weight else ()
+    pointers, constants = _tensors(case, ("x", "weight", "out"), added, ("bias",))
+    for table, capabilities in _GATED:
+        for tile in _tiles(table):
+            sides = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "BAND": tile.band}
+            more = {"IS_EVEN": case.sizes == "aligned", **constants}
+            variant = _variant(
+                case,
+                "linear_geglu",
+                "product_gated",
+                _label(case, tile),
+                pointers,
+                {**sides, **more},
+                tile.warps,
+            )
+            yield variant._replace(stages=tile.stages, capabilities=capabilities)
 
 
 def _lora_fuse(case: _Case) -> Iterator[Variant]:
     tables = {"layers": torch.int64, "pairs": torch.int64, "scales": torch.float32}
     for factor in dict.fromkeys((case.dtype, torch.float32)):
-        for tile in configs.FUSE_SINGLE if factor is torch.float32 else configs.FUSE_HALF:
+        for tile in _tiles(configs.FUSE_SINGLE if factor is torch.float32 else configs.FUSE_HALF):
             constants = {
                 "WEIGHT": triton_dtype(case.dtype),
                 "FACTOR": triton_dtype(factor),
@@ -115,7 +165,7 @@ def _lora_fuse(case: _Case) -> Iterator[Variant]:
                 "WIDTH": tile.width,
                 "RANK": tile.rank,
             }
-            label = f"{_label(case, tile.up_to)}, factors {_short(factor)}"
+            label = f"{_label(case, tile)}, factors {_short(factor)}"
             yield _variant(case, "lora_fuse", "summed", label, tables, constants, tile.warps)
 
 
@@ -143,11 +193,10 @@ def _tensors(
     return dict.fromkeys((*always, *present), case.dtype), dict.fromkeys(absent)
 
 
-def _label(case: _Case, up_to: int, last: bool | None = None) -> str:
+def _label(case: _Case, tile: object, last: bool | None = None) -> str:
     layout = {None: [], False: ["channels first"], True: ["channels last"]}[last]
     joined = ["two images"] if case.is_joined and last is not None else []
-    size = "any size" if up_to == configs.ANY else f"up to {up_to}"
-    return ", ".join([size, _short(case.dtype), case.sizes, *layout, *joined])
+    return ", ".join([str(tile), _short(case.dtype), case.sizes, *layout, *joined])
 
 
 def _short(dtype: torch.dtype) -> str:

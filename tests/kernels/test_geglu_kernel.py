@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lib_accel.kernels import geglu
-from lib_accel.kernels.geglu import TOLERANCES, launch, why_not
+from lib_accel.kernels.geglu import TOLERANCES, candidates, launch, why_not
 from tests.kernels.place import DTYPES, MARKS, assert_near, random
 
 pytestmark = MARKS
@@ -29,6 +29,14 @@ def test_kernel_equals_value_times_gelu_of_gate(inner: int, dtype: torch.dtype) 
     ours = launch(x)
     assert ours.dtype is dtype
     assert_near(ours, exact(x), TOLERANCES)
+
+
+def test_each_candidate_equals_the_exact_result() -> None:
+    x = random(9, 2 * 1300, dtype=torch.float16)
+    tiles = candidates(x)
+    assert len(set(map(repr, tiles))) == len(tiles) > 1
+    for tile in tiles:
+        assert_near(launch(x, tile=tile), exact(x), TOLERANCES)
 
 
 @given(rows=st.integers(1, 40), inner=st.integers(1, 300), dtype=st.sampled_from(DTYPES))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_accel.kernels import group_norm
+from lib_accel.kernels import configs, group_norm
 from lib_accel.kernels.group_norm import Norm
-from lib_accel.kernels.group_norm_joined import launch, why_not
+from lib_accel.kernels.group_norm_joined import candidates, launch, why_not
 from tests.kernels.place import DTYPES, LAYOUTS, MARKS, random
 
 pytestmark = MARKS
@@ -53,3 +53,18 @@ def test_joined_image_is_left_out_unless_asked_for(case: str) -> None:
     ours, kept = launch(left, right, None, None, norm, keep=False)
     assert kept is None
     assert torch.equal(ours, launch(left, right, None, None, norm, keep=True)[0])
+
+
+@pytest.mark.parametrize("tile", [configs.Line(512, 2), configs.Chunk(4, 16, 16, 4)], ids=str)
+def test_a_tile_that_is_asked_for_is_taken(tile: configs.Line | configs.Chunk) -> None:
+    left, right, norm = images("seam in a group", torch.float16, "channels last")
+    joined = torch.cat([left, right], dim=1)
+    ours, _ = launch(left, right, None, None, norm, keep=False, tile=tile)
+    assert torch.equal(ours, group_norm.launch(joined, None, None, norm, tile=tile))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_candidates_are_those_of_the_joined_image(case: str) -> None:
+    left, right, norm = images(case, torch.float16, "channels last")
+    joined = torch.cat([left, right], dim=1)
+    assert candidates(left, right, None, None, norm) == group_norm.candidates(joined, None, None, norm)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lib_accel.kernels import configs, group_norm
-from lib_accel.kernels.group_norm import TOLERANCES, Norm, launch, why_not
+from lib_accel.kernels.group_norm import TOLERANCES, Norm, candidates, launch, why_not
+from lib_accel.kernels.tolerance import Tolerance
 from tests.kernels.place import DTYPES, LAYOUTS, MARKS, assert_near, random
 
 pytestmark = MARKS
@@ -37,11 +38,17 @@ SPLIT = {
 CHUNKED = (1, 2, 150, 151)
 CHUNK_TABLES = (configs.CHUNKS_CHANNELS_FIRST, configs.CHUNKS_CHANNELS_LAST)
 
+# Which function launches which kind of tile.
+FORMS = {("_launch_whole", configs.Line), ("_launch_split", configs.Chunk)}
 
-def exact(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -> Tensor:
+
+def exact(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm, shift: Tensor | None = None
+) -> Tensor:
     """In float64, rounded nowhere."""
     weight, bias = (None if t is None else t.double() for t in (weight, bias))
-    result = F.group_norm(x.double(), norm.groups, weight, bias, norm.eps)
+    source = x.double() if shift is None else x.double() + shift.double()[:, :, None, None]
+    result = F.group_norm(source, norm.groups, weight, bias, norm.eps)
     return F.silu(result) if norm.silu else result
 
 
@@ -50,7 +57,7 @@ def image(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
 
 
 def is_split(shape: tuple[int, ...], groups: int) -> bool:
-    return shape[1] // groups * shape[2] * shape[3] > configs.WHOLE_GROUPS[-1].up_to
+    return shape[1] // groups * shape[2] * shape[3] > configs.WHOLE_UP_TO
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -76,6 +83,56 @@ def test_kernel_equals_group_norm_over_several_chunks(layout: str) -> None:
     assert_near(launch(x, None, None, norm), exact(x, None, None, norm), TOLERANCES)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", ["one pixel", "several tiles", "some pixels"])
+def test_kernel_adds_a_shift_of_each_channel_first(case: str, layout: str) -> None:
+    *shape, groups = (WHOLE | SPLIT)[case]
+    x, shift = image(tuple(shape), torch.float32, layout), 3 * random(*shape[:2])
+    weight, norm = random(shape[1]), Norm(groups, 1e-5, torch.float32, silu=True)
+    assert why_not(x, weight, None, norm, shift) == ()
+    assert_near(launch(x, weight, None, norm, shift), exact(x, weight, None, norm, shift), TOLERANCES)
+
+
+@pytest.mark.parametrize("case", ["several tiles", "some pixels"])
+def test_a_shift_is_not_rounded_to_the_images_dtype(case: str) -> None:
+    *shape, groups = (WHOLE | SPLIT)[case]
+    x, norm = image(tuple(shape), torch.float16, "channels first"), Norm(groups, 1e-5, torch.float32)
+    shift = 1000 * random(*shape[:2])
+    ours = launch(x, None, None, norm, shift)
+    assert_near(ours, exact(x, None, None, norm, shift), TOLERANCES | {torch.float32: Tolerance(1e-6, 1e-4)})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_tile_of_each_table_equals_group_norm(layout: str) -> None:
+    x, shift = image((2, 6, 13, 17), torch.float16, layout), random(2, 6, dtype=torch.float16)
+    args = x, None, None, Norm(2, 1e-5, torch.float16), shift
+    tables = (configs.WHOLE_GROUPS, CHUNK_TABLES[layout == "channels last"])
+    for tile in {tile for table in tables for tiles in table.values() for tile in tiles}:
+        assert_near(launch(*args, tile=tile), exact(*args), TOLERANCES)
+
+
+def test_near_the_border_either_form_is_a_candidate_and_the_tables_own_is_first() -> None:
+    below, above = (torch.empty(1, 1, elements // 64, 64) for elements in (16384, 16384 + 64))
+    norm = Norm(1, 1e-5, torch.float16)
+    tiles = [candidates(x, None, None, norm) for x in (below, above)]
+    kinds = [[type(each) for each in some] for some in tiles]
+    assert [each[0] for each in kinds] == [configs.Line, configs.Chunk]
+    assert [{*each} for each in kinds] == [{configs.Line, configs.Chunk}] * 2
+    assert all(len({*map(repr, each)}) == len(each) <= 5 for each in tiles)
+
+
+def test_a_tile_that_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("_launch_whole", "_launch_split"):
+        monkeypatch.setattr(group_norm, name, lambda *args, name=name: taken.append((name, args[-1])))
+    x, norm = image((1, 12, 37, 41), torch.float32, "channels first"), Norm(2, 1e-5, torch.float32)
+    tiles = candidates(x, None, None, norm)
+    for tile in (None, *tiles):
+        launch(x, None, None, norm, tile=tile)
+    assert [each for _, each in taken] == [tiles[0], *tiles]
+    assert {(name, type(each)) for name, each in taken} == FORMS
+
+
 @given(
     batch=st.integers(1, 2),
     groups=st.integers(1, 4),
@@ -86,6 +143,7 @@ def test_kernel_equals_group_norm_over_several_chunks(layout: str) -> None:
     dtype=st.sampled_from(DTYPES),
     silu=st.booleans(),
     affine=st.booleans(),
+    has_shift=st.booleans(),
 )
 @settings(max_examples=15, deadline=None)
 def test_kernel_equals_group_norm_for_any_shape(
@@ -98,11 +156,14 @@ def test_kernel_equals_group_norm_for_any_shape(
     dtype: torch.dtype,
     silu: bool,
     affine: bool,
+    has_shift: bool,
 ) -> None:
     x = image((batch, groups * width, height, across), dtype, layout)
     weight = random(groups * width, dtype=dtype) if affine else None
     norm = Norm(groups, 1e-6, dtype, silu)
-    assert_near(launch(x, weight, None, norm), exact(x, weight, None, norm), TOLERANCES)
+    shift = random(batch, groups * width, dtype=dtype, seed=2) if has_shift else None
+    ours = launch(x, weight, None, norm, shift)
+    assert_near(ours, exact(x, weight, None, norm, shift), TOLERANCES)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -163,6 +224,6 @@ def test_kernel_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> Non
     assert_near(group_norm.group_norm(x, None, None, norm), exact(x, None, None, norm), TOLERANCES)
     assert len(launched) == 1
     strided = x.transpose(2, 3)
-    ours = group_norm.group_norm(strided, None, None, norm)
-    assert_near(ours, exact(strided, None, None, norm), TOLERANCES)
+    ours = group_norm.group_norm(strided, None, None, norm, x[:, :, 0, 0])
+    assert_near(ours, exact(strided, None, None, norm, x[:, :, 0, 0]), TOLERANCES)
     assert len(launched) == 1

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib_accel.kernels import configs, layer_norm
-from lib_accel.kernels.layer_norm import TOLERANCES, launch, why_not
+from lib_accel.kernels.layer_norm import TOLERANCES, candidates, launch, why_not
 from tests.kernels.place import DTYPES, MARKS, assert_near, random
 
 pytestmark = MARKS
 
-WIDTHS = (1, 77, 320, 640, 768, 1280, 2048, 2051, configs.WHOLE_ROWS[-1].up_to)
+WIDTHS = (1, 77, 320, 640, 768, 1280, 2048, 2051, max(configs.WHOLE_ROWS))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -25,6 +25,16 @@ def test_kernel_equals_layer_norm(width: int, dtype: torch.dtype) -> None:
     assert why_not(x, weight, bias, dtype) == ()
     exact = F.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5)
     assert_near(launch(x, weight, bias, 1e-5, dtype), exact, TOLERANCES)
+
+
+@pytest.mark.parametrize("width", [320, 1280, 5000])
+def test_each_candidate_equals_layer_norm(width: int) -> None:
+    x, weight = random(3, width, dtype=torch.float16), random(width)
+    tiles = candidates(x, weight, None, torch.float16)
+    assert len(set(map(repr, tiles))) == len(tiles) > 1
+    exact = F.layer_norm(x.double(), (width,), weight.double(), None, 1e-5)
+    for tile in tiles:
+        assert_near(launch(x, weight, None, 1e-5, torch.float16, tile=tile), exact, TOLERANCES)
 
 
 @given(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lib_accel.kernels import lora_fuse
-from lib_accel.kernels.lora_fuse import TOLERANCES, Layer, Pair, launch, why_not
+from lib_accel.kernels.lora_fuse import TOLERANCES, Layer, Pair, candidates, launch, why_not
 from tests.kernels.place import DTYPES, IS_INTERPRETED, MARKS, assert_near, random
 
 pytestmark = MARKS
@@ -49,6 +49,16 @@ def test_kernel_equals_base_plus_pairs(
     for each, base in zip(layers, bases, strict=True):
         assert_near(each.live, exact(each), TOLERANCES)
         assert torch.equal(each.base, base)
+
+
+def test_each_candidate_equals_base_plus_pairs() -> None:
+    alone = layer((70, 90), torch.float16, torch.float16, (4, 20))
+    tiles = candidates([alone])
+    assert len(set(map(repr, tiles))) == len(tiles) > 1
+    for tile in tiles:
+        alone.live.fill_(torch.nan)
+        launch([alone], tile=tile)
+        assert_near(alone.live, exact(alone), TOLERANCES)
 
 
 @given(

@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib_accel.kernels import geglu, group_norm, group_norm_joined, layer_norm, lora_fuse
+from lib_accel.kernels import (
+    bias_residual,
+    geglu,
+    group_norm,
+    group_norm_joined,
+    layer_norm,
+    linear_geglu,
+    lora_fuse,
+)
 from lib_accel.kernels.group_norm import Norm
 from lib_accel.kernels.lora_fuse import Layer, Pair
 from lib_accel.lora.accumulate import write_sum
@@ -89,6 +97,36 @@ def test_geglu_is_values_times_gelu_of_gates(dtype: torch.dtype) -> None:
     assert is_near(ours, value * F.gelu(gate), 1e-6 if dtype is torch.float32 else 2.0**-8)
     # Exact, not by tanh: these differ by up to 5e-4.
     assert torch.allclose(geglu.reference(torch.tensor([1.0, -2.0])), torch.tensor([-0.0455003]), atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_shift_is_the_bias_of_the_convolution_and_the_embedding(module: nn.GroupNorm) -> None:
+    convolution, x, embedding = nn.Conv2d(5, 12, 3), torch.randn(2, 5, 6, 7), torch.randn(2, 12)
+    shift, norm = embedding + convolution.bias, Norm(4, 1e-6, torch.float32, silu=True)
+    bare = F.conv2d(x, convolution.weight)
+    ours = group_norm.reference(bare, module.weight, module.bias, norm, shift)
+    theirs = F.silu(module(convolution(x) + embedding[:, :, None, None]))
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_bias_and_residual_are_those_of_a_convolution_and_of_a_linear_layer() -> None:
+    convolution, linear = nn.Conv2d(5, 4, 3), nn.Linear(5, 4)
+    x, tokens = torch.randn(2, 5, 6, 7), torch.randn(2, 9, 5)
+    image, rest = torch.randn(2, 4, 4, 5), torch.randn(2, 9, 4)
+    ours = bias_residual.reference(F.conv2d(x, convolution.weight), convolution.bias, image)
+    assert torch.allclose(ours, convolution(x) + image, rtol=1e-4, atol=1e-5)
+    ours = bias_residual.reference(F.linear(tokens, linear.weight), linear.bias, rest)
+    assert torch.allclose(ours, linear(tokens) + rest, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_gated_linear_layer_is_the_layer_and_its_gate(has_bias: bool, dtype: torch.dtype) -> None:
+    linear, x = nn.Linear(6, 10, bias=has_bias).to(dtype), torch.randn(2, 3, 6, dtype=dtype)
+    ours = linear_geglu.reference(x, linear.weight, linear.bias)
+    assert torch.equal(ours, geglu.reference(linear(x)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)

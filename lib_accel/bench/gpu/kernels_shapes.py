@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 # How blocks use a group norm; of kernels_subjects.py.
 HALF_SILU, SINGLE_SILU, SINGLE = "rounded, SiLU", "float32, SiLU", "float32"
+SHIFTED = "shifted, rounded, SiLU"
 
 
 class Shape(NamedTuple):
@@ -27,7 +28,7 @@ class Shape(NamedTuple):
         """What tells it from all others."""
         first = "x".join(map(str, self.sizes))
         words = [f"{first} and {self.right}" if self.right else first, self.norm]
-        if self.kernel.startswith("group_norm"):
+        if len(self.sizes) == 4:
             words.append("channels last" if self.is_last else "channels first")
         if self.readers > 1:
             words.append(f"read by {self.readers}")
@@ -43,6 +44,8 @@ _UNETS = {
     "sdxl": ((320, 128), (640, 64), (1280, 32)),
 }
 _FRAMES = {"sd15": ((320, 64), (1280, 16)), "sdxl": ((640, 64), (1280, 32))}
+# Ends of a residual block's convolutions: the first with the embedding's shift, the second with the residual.
+_RESIDUALS = {"sd15": ((320, 64), (1280, 16)), "sdxl": ((320, 128), (1280, 32))}
 _JOINED = {
     "sd15": ((640, 64, 320), (1280, 32, 640), (1280, 16, 1280)),
     "sdxl": ((640, 128, 320), (1280, 64, 640), (1280, 32, 1280)),
@@ -79,6 +82,11 @@ def _shapes() -> Iterator[tuple[str, Shape]]:
         for channels, side in levels:
             for shape in _image("group_norm", SINGLE, 2, channels, side):
                 yield model, shape
+    for model, levels in _RESIDUALS.items():
+        for channels, side in levels:
+            for kernel, norm in (("group_norm", SHIFTED), ("bias_residual", "")):
+                for shape in _image(kernel, norm, 2, channels, side):
+                    yield model, shape
     for channels, side in _VAE:
         for shape in _image("group_norm", SINGLE_SILU, 1, channels, side):
             yield "vae", shape
@@ -91,6 +99,7 @@ def _shapes() -> Iterator[tuple[str, Shape]]:
             for readers in (1, 3):
                 yield model, Shape("layer_norm", (2, count, channels), _TOY_TOKENS, readers=readers)
             yield model, Shape("geglu", (2, count, 8 * channels), _TOY_TOKENS)
+            yield model, Shape("linear_geglu", (2, count, channels), _TOY_TOKENS)
     for model, weights in _WEIGHTS.items():
         for height, width, layers, networks in weights:
             yield (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -10,15 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_accel.bench.gpu.kernels_shapes import HALF_SILU, SINGLE, SINGLE_SILU, Shape
+from lib_accel.bench.gpu.kernels_shapes import HALF_SILU, SHIFTED, SINGLE, SINGLE_SILU, Shape
 from lib_accel.bench.gpu.networks import RANK
 from lib_accel.blocks import ops
-from lib_accel.blocks.ops import GroupNormSpec, cast
+from lib_accel.blocks.operators.casts import cast
+from lib_accel.blocks.operators.group_norm import GroupNormSpec
 from lib_accel.blocks.rules import rules_for
-from lib_accel.kernels import geglu, group_norm, group_norm_joined, layer_norm, lora_fuse
+from lib_accel.kernels import (
+    bias_residual,
+    geglu,
+    group_norm,
+    group_norm_joined,
+    layer_norm,
+    linear_geglu,
+    lora_fuse,
+)
 from lib_accel.kernels.group_norm import Norm
 from lib_accel.kernels.lora_fuse import Layer, Pair
-from lib_accel.kernels.tolerance import Tolerance
+from lib_accel.kernels.tolerance import Tolerance, rounded
 from lib_accel.lora.accumulate import write_sum
 from lib_accel.lora.terms import Factors
 
@@ -34,13 +43,15 @@ class Subject(NamedTuple):
     """One kernel at one shape. All ways give results of the same shapes in the same order."""
 
     inputs: tuple[Any, ...]  # tensors, or tuples of them
-    plain: Way  # what blocks do today
-    kernel: Way
+    plain: Way  # what blocks do in plain torch
+    kernel: Way  # also takes `tile`, one of `candidates` or None for the first of them
     reference: Way
     why_not: Callable[..., tuple[str, ...]]  # of the inputs
+    candidates: Callable[..., Sequence[Any]]  # of the inputs, where `why_not` is empty
     exact: Way  # in float64
     tolerance: Tolerance
     least_bytes: int  # to read what goes in and to write what comes out, each once
+    flop: float = 0.0  # of products, which tensor cores do
     is_replayed: bool = True  # whether a picture replays it from a graph
     written: Results = ()  # of the inputs, those that are written in place
 
@@ -66,6 +77,7 @@ class _Use(NamedTuple):
 # the convolution casts it; and that at the entrance of a transformer.
 _USES = {
     HALF_SILU: _Use(GroupNormSpec(_GROUPS, _EPS, True), Norm(_GROUPS, _EPS, _HALF, True)),
+    SHIFTED: _Use(GroupNormSpec(_GROUPS, _EPS, True), Norm(_GROUPS, _EPS, _HALF, True)),
     SINGLE_SILU: _Use(
         GroupNormSpec(_GROUPS, 1e-6, False), Norm(_GROUPS, 1e-6, torch.float32, True, out_dtype=_HALF)
     ),
@@ -78,15 +90,36 @@ _USES = {
 def _group_norm(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
     use = _USES[shape.norm]
     x, weight, bias = _laid(draw(*shape.sizes), shape), *_affine(draw, shape.sizes[1])
+    shift = (draw(*shape.sizes[:2]),) if shape.norm == SHIFTED else ()
     return Subject(
-        (x, weight, bias),
-        plain=lambda x, w, b: (_normed(x, w, b, use),),
-        kernel=lambda x, w, b: (group_norm.launch(x, w, b, use.norm),),
-        reference=lambda x, w, b: (group_norm.reference(x, w, b, use.norm),),
-        why_not=lambda x, w, b: group_norm.why_not(x, w, b, use.norm),
-        exact=lambda x, w, b: (_exact_norm(x, w, b, use.norm),),
-        tolerance=group_norm.TOLERANCES[_HALF],
-        least_bytes=_size_bytes(x, x, weight, bias),
+        (x, weight, bias, *shift),
+        plain=lambda x, w, b, *s: (_normed(_shifted(x, *s), w, b, use),),
+        kernel=lambda x, w, b, *s, tile=None: (group_norm.launch(x, w, b, use.norm, *s, tile=tile),),
+        reference=lambda x, w, b, *s: (group_norm.reference(x, w, b, use.norm, *s),),
+        why_not=lambda x, w, b, *s: group_norm.why_not(x, w, b, use.norm, *s),
+        candidates=lambda x, w, b, *s: group_norm.candidates(x, w, b, use.norm, *s),
+        exact=lambda x, w, b, *s: (_exact_norm(_shifted(x.double(), *s), w, b, use.norm),),
+        # Plain torch rounds a shifted image once more, whose values may be larger than what the norm makes.
+        tolerance=rounded(times=3, slope=2.0)[_HALF] if shift else group_norm.TOLERANCES[_HALF],
+        least_bytes=_size_bytes(x, x, weight, bias, shift),
+    )
+
+
+def _bias_residual(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
+    x, residual = (_laid(draw(*shape.sizes), shape) for _ in range(2))
+    bias = draw(shape.sizes[1]) / 5
+    return Subject(
+        (x, bias, residual),
+        # A convolution adds its bias in a launch of its own. A linear layer does not: it has no subject here.
+        plain=lambda x, b, r: (x + b[:, None, None] + r,),
+        kernel=lambda x, b, r, tile=None: (bias_residual.launch(x, b, r, tile=tile),),
+        reference=lambda x, b, r: (bias_residual.reference(x, b, r),),
+        why_not=bias_residual.why_not,
+        candidates=bias_residual.candidates,
+        exact=lambda x, b, r: (x.double() + b.double()[:, None, None] + r.double(),),
+        # Plain torch rounds twice, the first time a sum that may be larger than the last.
+        tolerance=rounded(times=2, slope=4.0)[_HALF],
+        least_bytes=_size_bytes(x, x, x, bias),
     )
 
 
@@ -105,7 +138,7 @@ def _group_norm_joined(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
         return _exact_norm(joined, weight, bias, use.norm), joined.double()
 
     def both(way: Any) -> Way:
-        return lambda left, right, w, b: way(left, right, w, b, use.norm, keep=True)
+        return lambda left, right, w, b, **tile: way(left, right, w, b, use.norm, keep=True, **tile)
 
     return Subject(
         (left, right, weight, bias),
@@ -113,6 +146,7 @@ def _group_norm_joined(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
         kernel=both(group_norm_joined.launch),
         reference=both(group_norm_joined.reference),
         why_not=lambda left, right, w, b: group_norm_joined.why_not(left, right, w, b, use.norm),
+        candidates=lambda left, right, w, b: group_norm_joined.candidates(left, right, w, b, use.norm),
         exact=exact,
         tolerance=group_norm_joined.TOLERANCES[_HALF],
         least_bytes=_size_bytes(*3 * (left, right), weight, bias),
@@ -133,9 +167,10 @@ def _layer_norm(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
     return Subject(
         (x, weight, bias),
         plain=plain,
-        kernel=lambda x, w, b: (layer_norm.launch(x, w, b, _EPS, _HALF),) * readers,
+        kernel=lambda x, w, b, tile=None: (layer_norm.launch(x, w, b, _EPS, _HALF, tile=tile),) * readers,
         reference=lambda x, w, b: (layer_norm.reference(x, w, b, _EPS, _HALF),) * readers,
         why_not=lambda x, w, b: layer_norm.why_not(x, w, b, _HALF),
+        candidates=lambda x, w, b: layer_norm.candidates(x, w, b, _HALF),
         exact=exact,
         tolerance=layer_norm.TOLERANCES[_HALF],
         least_bytes=_size_bytes(x, x, weight, bias),
@@ -152,12 +187,35 @@ def _geglu(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
     return Subject(
         (x,),
         plain=plain,
-        kernel=lambda x: (geglu.launch(x),),
+        kernel=lambda x, tile=None: (geglu.launch(x, tile=tile),),
         reference=lambda x: (geglu.reference(x),),
         why_not=geglu.why_not,
+        candidates=geglu.candidates,
         exact=lambda x: plain(x.double()),
         tolerance=geglu.TOLERANCES[_HALF],
         least_bytes=_size_bytes(x) * 3 // 2,
+    )
+
+
+def _linear_geglu(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
+    channels = shape.sizes[-1]
+    x, weight, bias = draw(*shape.sizes), draw(8 * channels, channels) / channels**0.5, draw(8 * channels) / 5
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Results:
+        value, gate = F.linear(x, weight, bias).chunk(2, dim=-1)
+        return (value * F.gelu(gate),)
+
+    return Subject(
+        (x, weight, bias),
+        plain=plain,
+        kernel=lambda x, w, b, tile=None: (linear_geglu.launch(x, w, b, tile=tile),),
+        reference=lambda x, w, b: (linear_geglu.reference(x, w, b),),
+        why_not=linear_geglu.why_not,
+        candidates=linear_geglu.candidates,
+        exact=lambda x, w, b: plain(x.double(), w.double(), b.double()),
+        tolerance=linear_geglu.TOLERANCES[_HALF],
+        least_bytes=_size_bytes(*5 * (x,), weight, bias),
+        flop=2.0 * x.numel() * len(weight),
     )
 
 
@@ -179,9 +237,9 @@ def _lora_fuse(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
             for _, base, pairs in layers
         )
 
-    def by(way: Callable[[list[Layer]], None]) -> Way:
-        def run(*layers: Any) -> Results:
-            way(_layers(layers))
+    def by(way: Callable[..., None]) -> Way:
+        def run(*layers: Any, **tile: Any) -> Results:
+            way(_layers(layers), **tile)
             return tuple(live for live, _, _ in layers)
 
         return run
@@ -192,6 +250,7 @@ def _lora_fuse(shape: Shape, draw: Callable[..., Tensor]) -> Subject:
         kernel=by(lora_fuse.launch),
         reference=by(lora_fuse.reference),
         why_not=lambda *layers: lora_fuse.why_not(_layers(layers)),
+        candidates=lambda *layers: lora_fuse.candidates(_layers(layers)),
         exact=exact,
         tolerance=lora_fuse.TOLERANCES[_HALF],
         least_bytes=_size_bytes(*inputs),
@@ -206,6 +265,8 @@ _SUBJECTS: Mapping[str, Callable[[Shape, Callable[..., Tensor]], Subject]] = Map
         "group_norm_joined": _group_norm_joined,
         "layer_norm": _layer_norm,
         "geglu": _geglu,
+        "bias_residual": _bias_residual,
+        "linear_geglu": _linear_geglu,
         "lora_fuse": _lora_fuse,
     }
 )
@@ -220,6 +281,10 @@ def _normed(x: Tensor, weight: Tensor, bias: Tensor, use: _Use) -> Tensor:
     normed = ops.group_norm(x, weight, bias, use.spec, _RULES)
     result: Tensor = cast(_RULES.matmul, F.silu(normed) if use.norm.silu else normed)[0]
     return result
+
+
+def _shifted(x: Tensor, *shift: Tensor) -> Tensor:
+    return x + shift[0].to(x.dtype)[:, :, None, None] if shift else x
 
 
 def _exact_norm(x: Tensor, weight: Tensor, bias: Tensor, norm: Norm) -> Tensor:

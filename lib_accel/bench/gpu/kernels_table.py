@@ -13,7 +13,8 @@ Figures = Mapping[str, Any]
 KERNEL_REMARKS = (
     "kernels: against the plain torch of blocks, both replayed from a graph where `launched` says so; inputs "
     "are taken in turn from sets that no L2 cache holds together",
-    "MiB at least: what goes in read once, what comes out written once; floor: the time of that many bytes",
+    "MiB at least: what goes in read once, what comes out written once; floor: the time of that many "
+    "bytes, or of a product's arithmetic where that takes longer",
     "at most: bytes that plain torch's operations move, divided by those: the gain if only memory counted",
     "of tolerance: the largest error against float64, as a share of what the kernel's table allows",
     "on a GPU plain torch returns an image of channels last with channels first; a copy back is not counted",
@@ -68,22 +69,21 @@ def _remarks(rows: list[Figures]) -> list[str]:
 
 
 def tunings(rows: list[Figures]) -> str:
-    """A line an entry of configs.py that a shape takes, with the best of its neighbours."""
-    headings = ("kernel", "table", "entry", "best", "ratio", "tried", "failed")
+    """A line a shape, with the tile that it gets, and the best of those that were tried."""
+    headings = ("kernel", "tile", "best", "ratio", "tried", "failed")
     lines = [
         [
             row["case"],
-            each["table"],
-            each["entry"],
-            "-" if each["best"] == each["entry"] else each["best"],
-            f"{each['ratio']:.2f}",
-            str(len(each["tried"])),
-            str(sum("reason" in one for one in each["tried"])),
+            row["tile"],
+            "-" if row["best"] == row["tile"] else row["best"],
+            f"{row['ratio']:.2f}",
+            str(len(row["tried"])),
+            str(sum("reason" in each for each in row["tried"])),
         ]
         for row in rows
-        for each in row["tables"]
+        if row["tile"] is not None
     ]
-    untried = sum(not row["tables"] for row in rows)
+    untried = len(rows) - len(lines)
     told = [aligned(headings, lines)] if lines else []
     return "\n".join([*told, *([f"{untried} shapes without a launch to tune"] if untried else [])])
 

@@ -34,6 +34,15 @@ def read(x, second, image, row, column, mask, rows, columns, split):
 
 
 @triton.jit
+def shifted(value, shift, image, channels, channel, mask):
+    """In float32, plus what is added to each channel of the image, if anything."""
+    value = value.to(tl.float32)
+    if shift is not None:
+        value += tl.load(shift + image * channels + channel, mask=mask, other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
 def small_quotient(value, by):
     """`value // by` for 0 <= value < 2**20, exact there: the half keeps it clear of whole numbers."""
     return ((value.to(tl.float32) + 0.5) * (1.0 / by)).to(tl.int32)
@@ -76,6 +85,7 @@ def activated(value, SILU: tl.constexpr, NORM: tl.constexpr):
 def whole_groups(
     x,
     second,
+    shift,
     weight,
     bias,
     out,
@@ -108,7 +118,9 @@ def whole_groups(
         element = start + tl.arange(0, BLOCK)
         mask = element < size
         row, column = in_matrix(element, first, width, pixels, LAST)
-        value = read(x, second, image, row, column, mask, rows, columns, edge).to(tl.float32)
+        channel = column if LAST else first + small_quotient(element, pixels)
+        value = read(x, second, image, row, column, mask, rows, columns, edge)
+        value = shifted(value, shift, image, channels, channel, mask)
         count += mask.to(tl.float32)
         mean, square = counted(value, mask, count, mean, square)
     # Rounded right: a plain division is off by a bit or two, of a mean that may be large.
@@ -125,8 +137,8 @@ def whole_groups(
         place = row * columns + column
         if joined is not None:
             tl.store(joined + begin + place, source, mask=mask)
-        value = (source.to(tl.float32) - centre) * scale
         channel = column if LAST else first + small_quotient(element, pixels)
+        value = (shifted(source, shift, image, channels, channel, mask) - centre) * scale
         if weight is not None:
             value *= tl.load(weight + channel, mask=mask, other=0.0).to(tl.float32)
         if bias is not None:
@@ -138,6 +150,7 @@ def whole_groups(
 def partial_moments(
     x,
     second,
+    shift,
     means,
     squares,
     channels,
@@ -160,6 +173,9 @@ def partial_moments(
     channel = (program // chunks % blocks * CHANNELS + tl.arange(0, CHANNELS))[:, None]
     begin = chunk * per_chunk
     end = tl.minimum(begin + per_chunk, pixels)
+    if shift is not None:
+        place = image * channels + channel
+        extra = tl.load(shift + place, mask=channel < channels, other=0.0).to(tl.float32)
 
     count = tl.zeros((1, PIXELS), tl.float32)
     mean = tl.zeros((CHANNELS, PIXELS), tl.float32)
@@ -172,16 +188,18 @@ def partial_moments(
         else:
             flat = channel * pixels + pixel
             value = read(x, second, image, 0, flat, mask, 1, channels * pixels, split * pixels)
+        value = value.to(tl.float32)
+        if shift is not None:
+            value += extra
         count += (pixel < end).to(tl.float32)
-        mean, square = counted(value.to(tl.float32), mask, count, mean, square)
+        mean, square = counted(value, mask, count, mean, square)
 
     total = tl.div_rn(tl.sum(count * mean, axis=1), (end - begin) * 1.0)[:, None]
     apart = mean - total
     square = tl.sum(square + count * apart * apart, axis=1)[:, None]
-    base = image * channels * chunks
-    place = channel * chunks + chunk
-    tl.store(means + base + place, total, mask=channel < channels)
-    tl.store(squares + base + place, square, mask=channel < channels)
+    place = image * channels * chunks + (channel * chunks + chunk)
+    tl.store(means + place, total, mask=channel < channels)
+    tl.store(squares + place, square, mask=channel < channels)
 
 
 @triton.jit
@@ -219,6 +237,7 @@ def group_moments(
 def normalise(
     x,
     second,
+    shift,
     mean_in,
     scale_in,
     weight,
@@ -257,7 +276,8 @@ def normalise(
 
     group = image * (channels // width) + channel // width
     scale = tl.load(scale_in + group, mask=known, other=0.0)
-    value = source.to(tl.float32) - tl.load(mean_in + group, mask=known, other=0.0)
+    value = shifted(source, shift, image, channels, channel, known)
+    value -= tl.load(mean_in + group, mask=known, other=0.0)
     if weight is not None:
         scale *= tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
     value *= scale

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_accel.bench.gpu import kernels_rows as rows
+from lib_accel.bench.gpu import kernels_subjects
 from lib_accel.bench.gpu.file import DONE
 from lib_accel.bench.gpu.kernels_rows import KernelStand, chosen_way, distance, kernel_row, replayed, timed
 from lib_accel.bench.gpu.kernels_shapes import SHAPES, SINGLE_SILU, Shape, toy_of
 from lib_accel.bench.gpu.kernels_subjects import subject_of
-from lib_accel.bench.gpu.kernels_tuning import neighbours, picked, trying, tuning_row
+from lib_accel.bench.gpu.kernels_tuning import neighbours, tuning_row
 from lib_accel.bench.gpu.models import Where
 from lib_accel.bench.gpu.parts import KERNEL, KERNEL_COMPILED, KERNELS, PARTS, TUNING, Case
 from lib_accel.bench.gpu.sides import Makers, SideError
@@ -129,7 +130,7 @@ def test_what_a_kernel_leaves_unwritten_is_no_right_result() -> None:
         return (torch.empty_like(stand.subject.reference(x)[0]),)
 
     stand.subject = stand.subject._replace(kernel=kernel)
-    assert math.isnan(stand.tolerance_share(kernel))
+    assert math.isnan(stand.tolerance_share(kernel, is_kernel=True))
     assert [*fills, torch.are_deterministic_algorithms_enabled()] == [True, False]
 
 
@@ -233,25 +234,26 @@ def test_what_no_graph_can_hold_is_launched_kernel_by_kernel_on_both_sides() -> 
 
 
 def test_neighbours_differ_in_one_size_by_half_or_twice() -> None:
-    found = neighbours(configs.Tile(up_to=128, high=1, wide=64, warps=16))
-    assert [(each.high, each.wide, each.warps) for each in found] == [
-        (2, 64, 16),
-        (1, 32, 16),
-        (1, 128, 16),
-        (1, 64, 8),
+    assert neighbours(configs.Tile(high=1, wide=64, warps=16)) == [
+        configs.Tile(high=2, wide=64, warps=16),
+        configs.Tile(high=1, wide=32, warps=16),
+        configs.Tile(high=1, wide=128, warps=16),
+        configs.Tile(high=1, wide=64, warps=8),
     ]
-    assert {each.up_to for each in found} == {128}
 
 
-def test_entries_that_a_launch_takes_are_found_and_can_be_others() -> None:
-    before = configs.GEGLU, configs.pick
-    (pick,) = picked(lambda: [configs.pick(configs.GEGLU, 300) for _ in range(2)])
-    assert (pick.table, pick.entry) == ("GEGLU", configs.GEGLU[-1])
-    other = pick.entry._replace(warps=8)
-    with trying(pick, other):
-        assert configs.pick(configs.GEGLU, 300) == other
-        assert configs.pick(configs.GEGLU, 100) == before[0][0]
-    assert (configs.GEGLU, configs.pick) == before
+@EACH
+def test_a_launch_takes_each_of_its_candidates(
+    name: str, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+    module = getattr(kernels_subjects, shape.kernel)
+    monkeypatch.setattr(module, "launch", lambda *args, tile, **named: taken.append(tile) or (args[0], None))
+    subject = subject_of(toy_of(shape), CPU)
+    tiles = subject.candidates(*subject.inputs)
+    for tile in tiles:
+        subject.kernel(*subject.inputs, tile=tile)
+    assert taken == list(tiles)
 
 
 @pytest.fixture
@@ -259,37 +261,43 @@ def tuned() -> dict[str, Any]:
     """Tuning of a kernel that is fast with 16 rows, wrong with 4, and does not compile with 128 columns."""
     stand = stand_of("geglu", pace=Pace(pairs=3, run_ms=0.0))
 
-    def kernel(x: Tensor) -> tuple[Tensor, ...]:
-        tile = configs.pick(configs.GEGLU, 300)
+    def kernel(x: Tensor, tile: configs.Tile) -> tuple[Tensor, ...]:
         if tile.wide == 128:
             raise RuntimeError("PassManager::run failed\nand more")
         time.sleep(0.001 if tile.high == 16 else 0.01)
         return (stand.subject.reference(x)[0] * (2 if tile.high == 4 else 1),)
 
-    stand.subject = stand.subject._replace(kernel=kernel, why_not=lambda x: ())
-    tables: list[dict[str, Any]] = tuning_row(stand, "neighbours")["tables"]
-    return tables[0]
+    stand.subject = stand.subject._replace(kernel=kernel, why_not=lambda x: (), candidates=lambda x: OWN)
+    return tuning_row(stand, "neighbours")
 
 
-def test_the_best_neighbour_is_named_and_what_cannot_be_had_says_why(tuned: dict[str, Any]) -> None:
-    best = configs.GEGLU[-1]._replace(high=16)
-    assert (tuned["table"], tuned["entry"], tuned["best"]) == ("GEGLU", repr(configs.GEGLU[-1]), repr(best))
+# As a table has them for a shape.
+OWN = (configs.Tile(high=8, wide=256, warps=4), configs.Tile(high=8, wide=512, warps=8))
+
+
+def test_the_best_tile_is_named_and_what_cannot_be_had_says_why(tuned: dict[str, Any]) -> None:
+    assert (tuned["tile"], tuned["best"]) == (repr(OWN[0]), repr(OWN[0]._replace(high=16)))
     assert tuned["ratio"] > 3
     reasons = [each["reason"] for each in tuned["tried"] if "reason" in each]
     assert reasons[0].startswith("wrong by ")
     assert reasons[1] == "RuntimeError: PassManager::run failed"
-    assert len(tuned["tried"]) == 6
 
 
-def test_graphs_are_recorded_with_the_entry_that_they_are_to_show() -> None:
+def test_other_candidates_and_neighbours_are_tried_each_once(tuned: dict[str, Any]) -> None:
+    tried = [each["tile"] for each in tuned["tried"]]
+    assert tried == [repr(OWN[1]), *map(repr, neighbours(OWN[0]))]
+    assert len(tried) == 7
+
+
+def test_graphs_are_recorded_with_the_tile_that_they_are_to_show() -> None:
     stand = stand_of("geglu")
     seen: list[int] = []
 
-    def kernel(x: Tensor) -> tuple[Tensor, ...]:
-        seen.append(configs.pick(configs.GEGLU, 300).warps)
+    def kernel(x: Tensor, tile: configs.Tile) -> tuple[Tensor, ...]:
+        seen.append(tile.warps)
         return stand.subject.reference(x)
 
-    stand.subject = stand.subject._replace(kernel=kernel, why_not=lambda x: ())
+    stand.subject = stand.subject._replace(kernel=kernel, why_not=lambda x: (), candidates=lambda x: OWN[:1])
     stand.launcher = Recorder()
     tuning_row(stand, "neighbours")
     assert seen[-8:] == [4] * 4 + [8] * 4  # of the last neighbour: the table's, then its own, two sets twice
@@ -297,7 +305,7 @@ def test_graphs_are_recorded_with_the_entry_that_they_are_to_show() -> None:
 
 def test_without_a_launch_there_is_nothing_to_tune_and_the_row_says_why() -> None:
     row = tuning_row(stand_of("geglu"), "neighbours")
-    assert row["tables"] == []
+    assert (row["tile"], row["tried"]) == (None, [])
     assert "needs cuda" in row["about"]["stands_in"]
 
 
@@ -307,35 +315,30 @@ _INTERPRETED = """
 import torch
 from lib_accel.bench.gpu.kernels_rows import KernelStand, chosen_way
 from lib_accel.bench.gpu.kernels_shapes import SHAPES
-from lib_accel.bench.gpu.kernels_tuning import picked
 from lib_accel.bench.gpu.models import Where
 from lib_accel.bench.gpu.parts import KERNEL, Case
 from lib_accel.bench.gpu.sides import Makers
 from lib_accel.bench.gpu.timing import DRY
 
 where = Where(torch.device("cpu"), torch.float32, False, True)
-for kernel in ("group_norm", "group_norm_joined", "layer_norm", "geglu", "lora_fuse"):
+for kernel in dict.fromkeys(shape.kernel for shape in SHAPES.values()):
     name = next(name for name, shape in SHAPES.items() if shape.kernel == kernel)
     stand = KernelStand(Case(name, kernel), where, DRY, Makers())
     chosen = chosen_way(stand, KERNEL)
     assert chosen.way is stand.subject.kernel, chosen.about
-    shares = []
-    (pick,) = picked(lambda: shares.append(stand.tolerance_share(chosen.way)))
-    assert 0 < shares[0] <= 1, (kernel, shares)
-    print(kernel, pick.table)
+    share = stand.tolerance_share(chosen.way, is_kernel=True)
+    assert 0 < share <= 1, (kernel, share)
+    print(kernel)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="requirements-dev.txt has Triton for Linux only")
-def test_the_kernels_themselves_run_in_the_interpreter_and_their_entries_are_found() -> None:
+def test_the_kernels_themselves_run_in_the_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _INTERPRETED]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == [
-        *("group_norm", "WHOLE_GROUPS", "group_norm_joined", "WHOLE_GROUPS", "layer_norm", "WHOLE_ROWS"),
-        *("geglu", "GEGLU", "lora_fuse", "FUSE_HALF"),
-    ]
+    assert set(done.stdout.split()) == {shape.kernel for shape in SHAPES.values()}
 
 
 # The table
@@ -383,14 +386,17 @@ def test_what_stands_in_and_what_is_too_far_off_is_told() -> None:
     assert f"farther from float64 than the kernels' tables allow: {ROW['case']}, {KERNEL}" in told
 
 
-def test_the_best_entry_of_a_shape_is_a_line() -> None:
-    tables = [
-        {"table": "GEGLU", "entry": "Tile(1)", "best": best, "ratio": 1.2, "tried": [{}, {"reason": "odd"}]}
-        for best in ("Tile(2)", "Tile(1)")
-    ]
-    row = {**ROW, "part": "kernels-tuning", "kind": TUNING, "tables": tables}
-    told = _lines(row, row | {"tables": []})
-    assert told[4].split()[-6:] == ["GEGLU", "Tile(1)", "Tile(2)", "1.20", "2", "1"]
+def test_the_best_tile_of_a_shape_is_a_line() -> None:
+    row = {
+        **ROW,
+        "part": "kernels-tuning",
+        "kind": TUNING,
+        "tile": "Tile(1)",
+        "tried": [{}, {"reason": "odd"}],
+    }
+    first, second = ({**row, "best": best, "ratio": 1.2} for best in ("Tile(2)", "Tile(1)"))
+    told = _lines(first, second, row | {"tile": None})
+    assert told[4].split()[-5:] == ["Tile(1)", "Tile(2)", "1.20", "2", "1"]
     assert told[5].split()[-4:] == ["-", "1.20", "2", "1"]
     assert told[6] == "1 shapes without a launch to tune"
 
