@@ -191,7 +191,7 @@ class Choice:
             elif case.code == HOST and live is not None:
                 return live(), HOST
             if may_prove and case.wants_proof and self._may_prove(is_forced):
-                self._prove(case, block, x, besides, weights, live)
+                self._prove(case, block, x, besides, weights, rules, live)
         return compute(block.kind, x, besides, weights, block.spec, rules), DIRECT
 
     def _case(
@@ -220,7 +220,8 @@ class Choice:
         sizes = sizes_of(inputs)
         structure = structure_of(block.name, block.spec, inputs)
         is_launched = self._launcher_of(x.device) is not None
-        key = _Key(structure, condition_of(inputs, rules), sizes.size_class, is_forced, is_launched)
+        condition = condition_of(inputs, rules.plain())  # a compiler joins plain torch by itself
+        key = _Key(structure, condition, sizes.size_class, is_forced, is_launched)
         with self._lock:
             case = self._cases.get(key)
             if case is None:
@@ -326,10 +327,11 @@ class Choice:
         x: Tensor,
         besides: Any,
         weights: Sequence[Any],
+        rules: Rules,
         live: Side | None,
     ) -> None:
         """Finds the verdict of a case; `apply` puts it into effect."""
-        inputs, graph, rules = normalized(x, besides, weights), case.graph, case.key.condition.rules
+        inputs, graph = normalized(x, besides, weights), case.graph
         if inputs is None or graph is None:
             return
         began, is_taken = time.monotonic(), []

@@ -34,6 +34,7 @@ def switches() -> tuple[bool, ...]:
         cuda.flash_sdp_enabled(),
         cuda.mem_efficient_sdp_enabled(),
         cuda.math_sdp_enabled(),
+        getattr(cuda, "cudnn_sdp_enabled", bool)(),  # since torch 2.5
     )
 
 

@@ -32,6 +32,10 @@ _LARGE_WEIGHT_BYTES = 32 * 2**20
 _FEW_POSITIONS = 32
 
 
+# Images of so few channels are latents and pictures, which leave the model.
+_FEW_CHANNELS = 4
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
     """`F.conv2d(x, weight, bias, ...)` of (batch, channels, height, width), equal up to rounding."""
     if spec.circular:
@@ -39,13 +43,27 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> 
         x = F.pad(x, (wide, wide, high, high), mode="circular")
         spec = spec._replace(padding=(0, 0), circular=False)
     if x.device.type == "cpu" and weight.is_contiguous() and not is_compiling():
-        # A channels-last image would make torch copy the weight to that layout at every call.
-        x = x.contiguous()
+        # A channels-last image would make torch copy the weight to that layout at every call, unless it lies
+        # in both.
+        x = x if weight.shape[2:] == (1, 1) else x.contiguous()
         if weight.nbytes > _LARGE_WEIGHT_BYTES and x.dtype is weight.dtype is torch.float32:
             positions = _output_positions(x, weight, spec)
             if spec.groups == 1 and 0 < positions <= _FEW_POSITIONS:
                 return _convolve_by_product(x, weight, bias, spec)
-    return F.conv2d(x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
+    image = F.conv2d(x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
+    # Channels first, whatever the weights do: random numbers "like" an image are drawn in the order of memory.
+    return image.contiguous() if len(weight) <= _FEW_CHANNELS else image
+
+
+def result_like(x: Tensor, weight: Tensor, spec: ConvSpec, dtype: torch.dtype) -> Tensor:
+    """An empty image of the shape and memory format that the convolution of these has, in `dtype`."""
+    is_last = not weight.is_contiguous() or (
+        not x.is_contiguous() and (x.device.type != "cpu" or weight.shape[2:] == (1, 1))
+    )
+    is_last = is_last and len(weight) > _FEW_CHANNELS
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    shape = (len(x), len(weight), *_output_size(x, weight, spec))
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
 
 
 def _output_size(x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[int, int]:

@@ -71,10 +71,10 @@ def encoder_layer(x: Tensor, mask: Mask, weights: EncoderWeights, spec: EncoderS
     w = weights
     if spec.tokens_first:
         x = x.transpose(0, 1)
-    normed = layer_norm(x, w.norm1, w.norm1_bias, spec.eps[0], rules)
+    normed = layer_norm(x, w.norm1, w.norm1_bias, spec.eps[0], rules, to=rules.matmul)
     mixed = _attend(*_project(normed, w, rules), mask, spec.heads)
     x = x + linear(mixed, w.out, w.out_bias, rules)
-    normed = layer_norm(x, w.norm2, w.norm2_bias, spec.eps[1], rules)
+    normed = layer_norm(x, w.norm2, w.norm2_bias, spec.eps[1], rules, to=rules.matmul)
     hidden = ACTIVATIONS[spec.activation](linear(normed, w.hidden, w.hidden_bias, rules))
     x = x + linear(hidden, w.proj, w.proj_bias, rules)
     return x.transpose(0, 1) if spec.tokens_first else x

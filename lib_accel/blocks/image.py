@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_accel.blocks.convolution import ConvSpec
-from lib_accel.blocks.ops import GroupNormSpec, attention, cast, conv2d, group_norm, linear
+from lib_accel.blocks.operators.group_norm import GroupNormSpec
+from lib_accel.blocks.ops import (
+    attention,
+    conv2d,
+    group_norm,
+    has_channels_last,
+    image_of,
+    linear,
+    linear_add,
+    tokens_of,
+)
 from lib_accel.blocks.rules import Rules
 from lib_accel.blocks.sample import ConvWeights
 
@@ -40,15 +50,16 @@ def image_attention(
 ) -> Tensor:
     """`x + out(attention(norm(x)))` between the positions of an image (batch, channels, height, width)."""
     w = weights
-    normed = group_norm(x, w.norm, w.norm_bias, spec.norm, rules)
-    (normed,) = cast(rules.matmul, normed)  # once for three projections
-    tokens = normed.flatten(2).transpose(1, 2).contiguous()  # else torch adds each bias in a step of its own
+    normed = group_norm(x, w.norm, w.norm_bias, spec.norm, rules, to=rules.matmul)
+    tokens = tokens_of(normed).contiguous()  # else torch adds each bias in a step of its own
     query = linear(tokens, w.query.flatten(1), w.query_bias, rules)
     key = linear(tokens, w.key.flatten(1), w.key_bias, rules)
     value = linear(tokens, w.value.flatten(1), w.value_bias, rules)
-    mixed = linear(attention(query, key, value, spec.heads, rules), w.out.flatten(1), w.out_bias, rules)
+    mixed, out = attention(query, key, value, spec.heads, rules), w.out.flatten(1)
+    if has_channels_last(x):
+        return image_of(linear_add(mixed, out, w.out_bias, tokens_of(x), rules), x)
     # The image comes first: the result is laid out in memory as it is, not as the tokens are.
-    return x + mixed.transpose(1, 2).reshape(x.shape)
+    return x + image_of(linear(mixed, out, w.out_bias, rules), x)
 
 
 def shrink(x: Tensor, weights: ConvWeights, spec: ConvSpec, rules: Rules) -> Tensor:

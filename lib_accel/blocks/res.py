@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_accel.blocks.convolution import ConvSpec
-from lib_accel.blocks.ops import GroupNormSpec, conv2d, group_norm, linear
+from lib_accel.blocks.operators.group_norm import GroupNormSpec
+from lib_accel.blocks.ops import conv2d, conv2d_add, conv2d_norm_silu, group_norm, linear
 from lib_accel.blocks.rules import Rules
 
 
@@ -45,12 +46,12 @@ def res_block(x: Tensor, emb: Tensor | None, weights: ResWeights, spec: ResSpec,
     x: (batch, channels, height, width); emb: (batch, embedding); the result is (batch, out, height, width).
     """
     w = weights
-    h = F.silu(group_norm(x, w.norm_in, w.norm_in_bias, spec.norm_in, rules))
-    h = conv2d(h, w.conv_in, w.conv_in_bias, spec.conv_in, rules)
+    h = group_norm(x, w.norm_in, w.norm_in_bias, spec.norm_in, rules, silu=True, to=rules.matmul)
+    shift = None
     if emb is not None and w.embed is not None:
-        h = h + linear(F.silu(emb), w.embed, w.embed_bias, rules).to(h.dtype)[..., None, None]
-    h = F.silu(group_norm(h, w.norm_out, w.norm_out_bias, spec.norm_out, rules))
-    h = conv2d(h, w.conv_out, w.conv_out_bias, spec.conv_out, rules)
+        shift = linear(F.silu(emb), w.embed, w.embed_bias, rules)
+    into, out = (w.conv_in, w.conv_in_bias), (w.norm_out, w.norm_out_bias)
+    h = conv2d_norm_silu(h, into, spec.conv_in, shift, out, spec.norm_out, rules)
     if w.skip is not None and spec.skip is not None:
         x = conv2d(x, w.skip, w.skip_bias, spec.skip, rules)
-    return x + h
+    return conv2d_add(h, w.conv_out, w.conv_out_bias, x, spec.conv_out, rules)

@@ -12,12 +12,19 @@ from typing import NamedTuple
 
 import torch
 
+from lib_accel.blocks.operators.operator import Tuned
+
 
 class Rules(NamedTuple):
     """Dtypes under one autocast state; None means that operands keep the dtype they come with."""
 
     matmul: torch.dtype | None = None  # convolution, linear, attention: operands are cast, result stays so
     norm: torch.dtype | None = None  # group and layer norm: likewise
+    tuned: Tuned | None = None  # what computes the operators, or None for plain torch
+
+    def plain(self) -> Rules:
+        """The same dtypes with all operators in plain torch."""
+        return self if self.tuned is None else self._replace(tuned=None)
 
 
 # SiLU, GELU, addition and nearest interpolation are in no autocast list: torch's type promotion holds.

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_accel.blocks.convolution import ConvSpec
-from lib_accel.blocks.ops import GroupNormSpec, conv2d, group_norm, linear
+from lib_accel.blocks.operators.group_norm import GroupNormSpec
+from lib_accel.blocks.ops import conv2d, group_norm, linear
 from lib_accel.blocks.rules import Rules
 
 
@@ -72,8 +73,9 @@ def silu(x: Tensor) -> Tensor:
 
 def out_convolution(x: Tensor, weights: OutWeights, spec: OutSpec, rules: Rules) -> Tensor:
     """`conv(silu(norm(x)))`: the UNet's last layers, to (batch, out, height, width)."""
-    normed = group_norm(x, weights.norm, weights.norm_bias, spec.norm, rules)
-    return conv2d(F.silu(normed), weights.conv, weights.conv_bias, spec.conv, rules)
+    w = weights
+    h = group_norm(x, w.norm, w.norm_bias, spec.norm, rules, silu=True, to=rules.matmul)
+    return conv2d(h, w.conv, w.conv_bias, spec.conv, rules)
 
 
 def embed(x: Tensor, weights: EmbeddingWeights, spec: None, rules: Rules) -> Tensor:

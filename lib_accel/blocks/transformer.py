@@ -5,10 +5,21 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lib_accel.blocks.ops import GroupNormSpec, attention, cast, group_norm, layer_norm, linear
+from lib_accel.blocks.operators.casts import add, cast
+from lib_accel.blocks.operators.group_norm import GroupNormSpec
+from lib_accel.blocks.ops import (
+    attention,
+    gated_linear,
+    group_norm,
+    has_channels_last,
+    image_of,
+    layer_norm,
+    linear,
+    linear_add,
+    tokens_of,
+)
 from lib_accel.blocks.rules import Rules
 
 
@@ -92,14 +103,15 @@ def block_weights(*flat: Tensor | None) -> BlockWeights:
 
 
 def enter(x: Tensor, weights: FrameWeights, spec: GroupNormSpec, rules: Rules) -> Tensor:
-    """Norm and projection of an image (batch, channels, height, width) to (batch, height * width, inner).
-
-    As one product of transposed matrices with its bias: a linear layer of tokens that lie apart in memory is
-    a copy of them, a product and an addition.
-    """
-    normed = group_norm(x, weights.norm, weights.norm_bias, spec, rules)
-    weight, bias = weights.proj_in.flatten(1), weights.proj_in_bias
-    tokens, weight, bias = cast(rules.matmul, normed.flatten(2).transpose(1, 2), weight, bias)
+    """Norm and projection of an image (batch, channels, height, width) to (batch, height * width, inner)."""
+    w = weights
+    normed = group_norm(x, w.norm, w.norm_bias, spec, rules, to=rules.matmul)
+    tokens, weight = tokens_of(normed), w.proj_in.flatten(1)
+    if has_channels_last(normed):
+        return linear(tokens, weight, w.proj_in_bias, rules)
+    # As one product of transposed matrices with its bias: a linear layer of tokens that lie apart in memory
+    # is a copy of them, a product and an addition.
+    weight, bias = cast(rules.matmul, weight, w.proj_in_bias)
     matrices = tokens, weight.t().expand(len(tokens), -1, -1)
     return torch.bmm(*matrices) if bias is None else torch.baddbmm(bias, *matrices)
 
@@ -107,15 +119,16 @@ def enter(x: Tensor, weights: FrameWeights, spec: GroupNormSpec, rules: Rules) -
 def leave(tokens: Tensor, x: Tensor, weights: FrameWeights, rules: Rules) -> Tensor:
     """Projection of (batch, height * width, inner) back to an image, plus the image `x` that entered.
 
-    The product is formed channels first, so the result lies in memory as `x` does. A result in channels-last
-    strides would make the next 3x3 convolution copy its weight to that layout at every call on a CPU, which
-    costs as much as the convolution itself.
+    The result lies in memory as `x` does. In another layout the next 3x3 convolution would copy its image or
+    its weight, which costs a CPU as much as the convolution itself.
     """
-    weight = weights.proj_out.flatten(1)
-    tokens, weight, bias = cast(rules.matmul, tokens, weight, weights.proj_out_bias)
+    weight, bias = weights.proj_out.flatten(1), weights.proj_out_bias
+    if has_channels_last(x):
+        return image_of(linear_add(tokens, weight, bias, tokens_of(x), rules), x)
+    tokens, weight, bias = cast(rules.matmul, tokens, weight, bias)
     matrices = weight.expand(len(tokens), -1, -1), tokens.transpose(1, 2)
     image = torch.bmm(*matrices) if bias is None else torch.baddbmm(bias[None, :, None], *matrices)
-    return image.view(*image.shape[:2], *x.shape[2:]) + x
+    return add(image.view(*image.shape[:2], *x.shape[2:]), x)
 
 
 def attend(
@@ -126,21 +139,21 @@ def attend(
     x: (batch, tokens, channels); context: (batch, tokens of the prompt, source).
     """
     w = weights
-    normed = layer_norm(x, w.norm, w.norm_bias, spec.eps, rules)
+    normed = layer_norm(x, w.norm, w.norm_bias, spec.eps, rules, to=rules.matmul)
     source = normed if context is None else context
     query = linear(normed, w.query, w.query_bias, rules)
     key = linear(source, w.key, w.key_bias, rules)
     value = linear(source, w.value, w.value_bias, rules)
     mixed = attention(query, key, value, spec.heads, rules)
-    return linear(mixed, w.out, w.out_bias, rules) + x
+    return linear_add(mixed, w.out, w.out_bias, x, rules)
 
 
 def feed_forward(x: Tensor, weights: FeedForwardWeights, spec: FeedForwardSpec, rules: Rules) -> Tensor:
     """`out(value * gelu(gate)) + x`, value and gate projected from norm(x); x: (batch, tokens, channels)."""
     w = weights
-    normed = layer_norm(x, w.norm, w.norm_bias, spec.eps, rules)
-    value, gate = linear(normed, w.proj, w.proj_bias, rules).chunk(2, dim=-1)
-    return linear(value * F.gelu(gate), w.out, w.out_bias, rules) + x
+    normed = layer_norm(x, w.norm, w.norm_bias, spec.eps, rules, to=rules.matmul)
+    hidden = gated_linear(normed, w.proj, w.proj_bias, rules)
+    return linear_add(hidden, w.out, w.out_bias, x, rules)
 
 
 def transformer_block(

@@ -34,7 +34,7 @@ def _difference(device: str, dtype: torch.dtype) -> float:
     import torch
 
     from lib_accel.blocks.convolution import ConvSpec
-    from lib_accel.blocks.ops import GroupNormSpec
+    from lib_accel.blocks.operators.group_norm import GroupNormSpec
     from lib_accel.blocks.res import ResSpec, res_block
     from lib_accel.blocks.rules import AS_IT_COMES
     from lib_accel.device import autocast_off

@@ -35,15 +35,13 @@ def judge_package(name: str) -> Callable[[Machine], Verdict]:
 
 
 def judge_xformers(machine: Machine) -> Verdict:
-    """Whether xformers' attention runs on the device. Ours never uses it."""
+    """Whether xformers' attention runs on the device: one of those that are tried on a GPU."""
     xformers, devices = machine.packages["xformers"], machine.devices
-    unused = "nothing: our code uses torch's own attention"
+    unused = "nothing: without it attention is by torch's kernels"
     if xformers.version is None:
         return Verdict("no", "not installed", unused)
     if xformers.fault:
         return Verdict("no", f"{xformers.version} does not work: {xformers.fault}", unused)
     if devices is None or not devices.gpus:
         return Verdict("limited", f"{xformers.version} has no attention for the CPU", unused)
-    return Verdict(
-        "yes", f"{xformers.version}, its attention runs on {devices.gpus[0].name}; not used by our code"
-    )
+    return Verdict("yes", f"{xformers.version}, its attention runs on {devices.gpus[0].name}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lib_accel.audit import METHODS
 from lib_accel.blocks.convolution import ConvSpec
-from lib_accel.blocks.ops import GroupNormSpec
+from lib_accel.blocks.operators.group_norm import GroupNormSpec
 from lib_accel.errors import LayoutError
 from lib_accel.layouts.slots import Slot
 

@@ -110,8 +110,8 @@ def test_convolve_equals_conv2d_for_any_shape(
         patch.setattr(convolution, "_LARGE_WEIGHT_BYTES", 0 if is_large else 2**40)
         ours = convolve(*case)
     assert is_near(ours, reference(*case))
-    # The strides of a single pixel are both layouts at once, so there is nothing that could be changed.
-    assert ours.is_contiguous() or case[0].shape[2:] == (1, 1)
+    # The strides of a single pixel are both layouts at once, of an image as of a weight.
+    assert ours.is_contiguous() or (1, 1) in (case[0].shape[2:], case[1].shape[2:])
     assert all(old is new or torch.equal(old, new) for old, new in zip(before, case[:3], strict=True))
 
 
@@ -204,3 +204,26 @@ def test_product_is_never_taken_on_a_gpu(
     weight = torch.randn(12, 8, 3, 3, device="cuda")
     assert torch.equal(convolve(x, weight, None, ConvSpec()), F.conv2d(x, weight))
     assert by_product.calls == 0
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_images_that_leave_a_model_lie_channels_first_whatever_its_weights_do(batch: int) -> None:
+    weight = torch.randn(4, 8, 3, 3).to(memory_format=torch.channels_last)
+    x = torch.randn(batch, 8, 7, 9).to(memory_format=torch.channels_last)
+    assert convolve(x, weight, None, ConvSpec()).is_contiguous()
+    assert not convolve(
+        x, weight.repeat(2, 1, 1, 1).to(memory_format=torch.channels_last), None, ConvSpec()
+    ).is_contiguous()
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(case=cases(), is_last=st.booleans())
+def test_the_memory_format_of_a_result_is_foreseen(
+    case: tuple[Tensor, Tensor, Tensor | None, ConvSpec], is_last: bool
+) -> None:
+    x, weight, _, spec = case
+    if is_last:
+        weight = weight.to(memory_format=torch.channels_last)
+    foreseen, image = convolution.result_like(x, weight, spec, x.dtype), convolve(x, weight, None, spec)
+    assert foreseen.shape == image.shape
+    assert foreseen.stride() == image.stride() or 1 in image.shape

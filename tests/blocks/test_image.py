@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lib_accel.blocks.convolution import ConvSpec
 from lib_accel.blocks.image import ImageAttentionSpec, ImageAttentionWeights, image_attention, shrink
-from lib_accel.blocks.ops import GroupNormSpec
+from lib_accel.blocks.operators.group_norm import GroupNormSpec
 from lib_accel.blocks.rules import AS_IT_COMES, rules_for
 from lib_accel.blocks.sample import ConvWeights
 from lib_accel.calls import ModelCall

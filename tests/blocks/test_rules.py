@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lib_accel.blocks import ops
 from lib_accel.blocks.convolution import ConvSpec
+from lib_accel.blocks.operators.group_norm import GroupNormSpec
 from lib_accel.blocks.rules import AS_IT_COMES, Rules, rules_for
 from lib_accel.device import autocast_on
 
@@ -95,7 +96,7 @@ TAKES_RULES: dict[str, tuple[str, Callable[[Tensor, Rules], Tensor]]] = {
     "group_norm": (
         "norm",
         lambda x, rules: ops.group_norm(
-            x, torch.ones(8), torch.ones(8), ops.GroupNormSpec(2, 1e-5, False), rules
+            x, torch.ones(8), torch.ones(8), GroupNormSpec(2, 1e-5, False), rules
         ),
     ),
 }
@@ -113,14 +114,14 @@ def test_operation_returns_the_dtype_of_its_rule(name: str, rules: Rules, come: 
 @pytest.mark.parametrize("come", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("rules", [rules_for("cpu", BF16), rules_for("cuda", F16)], ids=["cpu", "cuda"])
 def test_upcasting_norm_returns_the_dtype_that_came(rules: Rules, come: torch.dtype) -> None:
-    spec = ops.GroupNormSpec(groups=2, eps=1e-5, upcast=True)
+    spec = GroupNormSpec(groups=2, eps=1e-5, upcast=True)
     x = torch.randn(1, 8, 8, 8, dtype=come)
     assert ops.group_norm(x, torch.ones(8), torch.ones(8), spec, rules).dtype is come
 
 
 def test_upcasting_norm_computes_in_float32() -> None:
     x = 300 * torch.ones(1, 8, 4, 4, dtype=F16) + torch.randn(1, 8, 4, 4).half()
-    spec = ops.GroupNormSpec(groups=2, eps=1e-5, upcast=True)
+    spec = GroupNormSpec(groups=2, eps=1e-5, upcast=True)
     normed = ops.group_norm(x, torch.ones(8), torch.zeros(8), spec, AS_IT_COMES)
     assert torch.equal(normed, F.group_norm(x.float(), 2, torch.ones(8), torch.zeros(8)).half())
 

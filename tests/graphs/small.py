@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lib_accel.blocks.convolution import ConvSpec
 from lib_accel.blocks.kinds import KINDS, compute
-from lib_accel.blocks.ops import GroupNormSpec
+from lib_accel.blocks.operators.group_norm import GroupNormSpec
 from lib_accel.blocks.res import ResSpec
 from lib_accel.blocks.rules import AS_IT_COMES, Rules
 from lib_accel.blocks.transformer import AttentionSpec, BlockSpec, FeedForwardSpec

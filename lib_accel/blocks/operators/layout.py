@@ -1,0 +1,67 @@
+"""In which memory format residual blocks run faster: channels first, or last.
+
+A question more than an operator: no block calls it, but it is timed as one. Weights have one format in all
+calls, so what it says of the blocks of a model is added up; see formats.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib_accel.blocks.operators.operator import Arguments, Implementation, Operator
+from lib_accel.blocks.operators.prefer import Prefer
+from lib_accel.blocks.res import ResSpec, ResWeights, res_block
+from lib_accel.blocks.rules import Rules
+
+CHANNELS_LAST = "channels last"
+
+_WEIGHTS = len(ResWeights._fields)
+_HALF = (torch.float16, torch.bfloat16)  # the dtypes that tensor cores convolve channels last
+
+
+def arguments(
+    x: Tensor, emb: Tensor | None, weights: Sequence[Any], spec: ResSpec, rules: Rules
+) -> Arguments:
+    """The operator's, of those of a residual block."""
+    return (x, emb, *weights, spec, rules.matmul, rules.norm)
+
+
+def _block(*args: Any) -> Tensor:
+    """The residual block with our kernels: torch's own norms copy an image that has its channels last."""
+    x, emb, *weights = args[: 2 + _WEIGHTS]
+    spec, matmul, norm = args[2 + _WEIGHTS :]
+    return res_block(x, emb, ResWeights(*weights), spec, Rules(matmul, norm, Prefer("Triton")))
+
+
+def _others(*args: Any) -> Sequence[Implementation]:
+    """Channels last, on a GPU in half precision, of images that lie channels first."""
+    x, matmul = args[0], args[3 + _WEIGHTS]
+    if not x.is_cuda or not x.is_contiguous() or (matmul or x.dtype) not in _HALF:
+        return ()
+    return (Implementation(CHANNELS_LAST, _channels_last()),)
+
+
+def _channels_last() -> Any:
+    """The block on copies in the other format, which are made once: in a model they lie so."""
+    copies: list[Arguments] = []
+
+    def run(*args: Any) -> Tensor:
+        if not copies:
+            copies.append(tuple(map(_turned, args)))
+        return _block(*copies[0])
+
+    return run
+
+
+def _turned(value: Any) -> Any:
+    is_image = isinstance(value, Tensor) and value.dim() == 4
+    return value.contiguous(memory_format=torch.channels_last) if is_image else value
+
+
+RESIDUAL_LAYOUT = Operator(
+    "residual block, memory format", _block, _others, ((0, 2, 3), (0,), *((),) * (_WEIGHTS + 3))
+)
