@@ -11,7 +11,8 @@ AccelError
 
 LayoutError, CompileError and CaptureError never end a generation: the part concerned runs as the host's own
 module, uncompiled, or kernel by kernel, and the report says why. The others answer a request that cannot be
-met, before anything is changed. Rooms have their own beside their code: lora (LoraError), demo (DemoError).
+met, before anything is changed. Rooms have their own beside their code: lora (LoraError),
+storage (StorageError), demo (DemoError).
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ from lib_accel.lora.library import Library
 from lib_accel.options import Options
 from lib_accel.patching import junction
 from lib_accel.report import Report
+from lib_accel.storage.networks import fuser_of
+from lib_accel.storage.weights import Storage, Stored
 
 _UNET = "diffusers.models.unets.unet_2d_condition.UNet2DConditionModel"
 
@@ -109,6 +111,7 @@ class Handle:
         self._library = Library(options.lora_cache_mib)
         self._ahead: ThreadPoolExecutor | None = None  # reads for `prefetch`
         self._fuser: Fuser | None = None
+        self._storage = Storage()
         self._fused_models: Mapping[str, nn.Module] = {}
         for home in _CONTROL_MODELS:
             with contextlib.suppress(ImportError):
@@ -232,13 +235,35 @@ class Handle:
             self._fuser.restore()
             self._fuser = None
         if self._fuser is None:
-            self._fuser = Fuser(models)
+            self._fuser = fuser_of(models, self._storage)
             self._fused_models = weakref.WeakValueDictionary(models)
         return self._fuser
 
     def _is_current(self, models: Mapping[str, nn.Module]) -> bool:
         """Whether the fuser is for these models."""
         return models == dict(self._fused_models)
+
+    def store_weights(self, kind: str | None) -> Stored:
+        """Keeps weights of linear layers in eight bits a number from now on, which changes the picture.
+
+        kind: "int8" or "float8" (e4m3fn), with a scale for each row, or None for what was loaded, to the bit.
+        Of UNet, ControlNets and text encoders; those that come later are stored by another call. Not while a
+        picture is made. LoRAs are fused into what was loaded, and their sum is stored, whichever came first.
+
+        Cost: a matrix is made in full at each use of it, and calls are not replayed as CUDA graphs. Outputs
+        of UNets of random weights differ by 0.2 to 8 % (relative L2) with int8 and 1 to 27 % with float8,
+        those of the demo's trained one by 0.1 and 0.6 %. Gain: in float16 SDXL's UNet takes 2773 MiB instead
+        of 4897, SD1's 1383 instead of 1639. What was loaded is in the CPU's memory meanwhile; with models on
+        the CPU there is no gain.
+
+        To save such a model, or to write to its weights, is an error. Raises OptionError for another kind,
+        StorageError if weights are on the meta device or others replaced stored ones, and LoraError as
+        `set_loras([])` does.
+        """
+        if self._host.arrival is not None:
+            self._host.arrival.wait()
+        with self._lock:
+            return self._storage.store(self._host.models(), kind, self._fuser)
 
     def warm_up(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
         """Compiles all that pictures so far have asked for, see Engine.warm_up.
@@ -276,7 +301,10 @@ class Handle:
                 fuser.restore()
                 self._engine.generation.networks = 0
         finally:
-            self._lifetime.end()
+            try:
+                self._storage.store((), None, None)
+            finally:
+                self._lifetime.end()
 
 
 def _check_lora(lora: Any) -> None:

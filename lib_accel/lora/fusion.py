@@ -6,12 +6,12 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lib_accel.lora.base import HeldWeight, Pair
 from lib_accel.lora.memory import Uploads, copier
@@ -19,6 +19,10 @@ from lib_accel.lora.network import LoraError, Network
 from lib_accel.lora.targets import LiveModels, Place, locate
 
 Targets = dict[Place, tuple[Pair, ...]]  # what each weight is to carry; those not named carry nothing
+
+# How weights are found and held; the room storage has others.
+Look = Callable[[Mapping[str, nn.Module]], LiveModels]
+Hold = Callable[[nn.Parameter, Callable[[Tensor], Tensor], Uploads], HeldWeight]
 
 
 class Wanted(NamedTuple):
@@ -50,8 +54,11 @@ class Fuser:
     call it; each call then is whole before the next begins.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, models: Mapping[str, nn.Module], look: Look = LiveModels, hold: Hold = HeldWeight
+    ) -> None:
         self._models = weakref.WeakValueDictionary(models)
+        self._look, self._hold_one = look, hold
         self._held: dict[Place, HeldWeight] = {}
         self._uploads = Uploads()
         self._live: LiveModels | None = None
@@ -110,10 +117,24 @@ class Fuser:
                 self._held.clear()
                 self._uploads.clear()
 
+    def around(self, change: Callable[[], None]) -> None:
+        """Has `change` done to weights that carry no network; those that do now carry the same after it.
+
+        Raises LoraError as `fuse` of an empty set, before the change.
+        """
+        with self._lock:
+            self._forget_changed(self._live_now(), tolerant=False)
+            targets = {place: held.pairs for place, held in self._held.items() if held.pairs}
+            self.restore()
+            try:
+                change()
+            finally:
+                self._apply(targets, self._live_now())
+
     def _live_now(self) -> LiveModels:
         models = dict(self._models)
         if self._live is None or not self._live.is_current(models):
-            self._live = LiveModels(models)
+            self._live = self._look(models)
         return self._live
 
     def _apply(self, targets: Targets, live: LiveModels) -> int:
@@ -158,7 +179,7 @@ class Fuser:
         for device, new in by_device.items():
             copy = copier(device, sum(weight.numel() * weight.element_size() for weight in new.values()))
             for place, weight in new.items():
-                self._held[place] = HeldWeight(weight, copy, self._uploads)
+                self._held[place] = self._hold_one(weight, copy, self._uploads)
 
     def _write(self, changes: Sequence[tuple[HeldWeight, tuple[Pair, ...]]]) -> None:
         """Writes all weights or, if one fails, none: those before it get back what they had."""

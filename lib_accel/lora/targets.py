@@ -71,7 +71,8 @@ class LiveModels:
         weight = self.weight_now(place)
         return weight is not None and weight.shape == shape
 
-    def _module(self, component: str, path: str) -> nn.Module | None:
+    def module(self, component: str, path: str) -> nn.Module | None:
+        """The live module there, if there is one."""
         reference = self._modules.get(component, {}).get(path)
         return None if reference is None else reference()
 
@@ -87,8 +88,8 @@ class LiveModels:
     def weight(self, place: Place) -> nn.Parameter:
         """The weight of a layer. Raises LoraError where it cannot be changed in place, with the remedy."""
         module, parent = (
-            self._module(*place[:2]),
-            self._module(place.component, place.path.rpartition(".")[0]),
+            self.module(*place[:2]),
+            self.module(place.component, place.path.rpartition(".")[0]),
         )
         assert module is not None
         name = place.name
@@ -118,7 +119,7 @@ class LiveModels:
 
     def weight_now(self, place: Place) -> nn.Parameter | None:
         """The weight that a layer has now, also inside an adapter of peft; None if it has none."""
-        module = self._module(*place[:2])
+        module = self.module(*place[:2])
         while module is not None and _is_peft(module):
             module = module._modules.get("base_layer")
         return None if module is None else module._parameters.get(place.parameter)
