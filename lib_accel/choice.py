@@ -149,6 +149,11 @@ class Choice:
         """Where the engine says when it calls models."""
         return self._workshop.activity
 
+    @property
+    def is_compiling(self) -> bool:
+        """Whether graphs are still to be made."""
+        return self._workshop.pending(self) > 0
+
     def for_call(self, code: str) -> Choice | None:
         """This, if there is something to choose in a call with the option `code`, or None."""
         if code in _COMPILES:
@@ -316,7 +321,7 @@ class Choice:
     def _may_prove(self, is_forced: bool) -> bool:
         if is_forced:
             return True
-        if self._workshop.pending(self):  # what is being compiled would disturb the times
+        if self.is_compiling:  # what is being compiled would disturb the times
             return False
         return self._proof_s <= _PROOF_SHARE * (time.monotonic() - self._began_at)
 

@@ -38,6 +38,14 @@ def switches() -> tuple[bool, ...]:
     )
 
 
+def matmul_precision() -> str:
+    """The precision of float32 products, as torch.set_float32_matmul_precision takes it."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # since torch 2.9, where somebody has set it for one backend and not for another
+        return "high" if torch.backends.cuda.matmul.allow_tf32 else "highest"
+
+
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that autocast would give convolutions on this device now, or None where autocast is off."""
     if _BY_DEVICE_TYPE:

@@ -113,6 +113,45 @@ class LaunchReport:
     reasons: Mapping[str, int] = field(default_factory=dict)  # why calls are launched kernel by kernel
 
 
+@dataclass(frozen=True)
+class TuningCase:
+    """Calls of one operator that are equally well computed by the same implementation."""
+
+    operator: str
+    size: str  # of the tensors of the call that they were met with
+    dtype: str  # of the first tensor
+    device: str
+    chosen: str  # that is taken: "torch" is plain torch
+    next_chosen: str  # that is taken from the next picture on
+    reason: str
+    difference: float | None = None  # of the winner from plain torch, relative L2 norm
+    tolerance: float | None = None
+    ms: Mapping[str, float] = field(default_factory=dict)  # by implementation
+
+
+@dataclass(frozen=True)
+class FormatCase:
+    """How the convolution weights of one model lie in memory."""
+
+    model: str
+    is_channels_last: bool
+    reason: str
+    ms: Mapping[str, float] = field(default_factory=dict)  # of its residual blocks together, by format
+
+
+@dataclass(frozen=True)
+class TuningReport:
+    """What was found out about operators and memory formats."""
+
+    cases: list[TuningCase] = field(default_factory=list)
+    pending: int = 0  # contests
+    holding: str | None = None  # the operator of the contest that is held now
+    seconds: float = 0.0  # that contests took in this process, which nobody waited for
+    fault: str | None = None  # why there can be none
+    refused: list[str] = field(default_factory=list)  # why attention is not as it was asked for
+    formats: list[FormatCase] = field(default_factory=list)
+
+
 @dataclass
 class Report:
     """Everything that the status shows."""
@@ -124,6 +163,7 @@ class Report:
     generation: Generation
     graphs: GraphReport = field(default_factory=GraphReport)
     launches: LaunchReport = field(default_factory=LaunchReport)
+    tuning: TuningReport = field(default_factory=TuningReport)
     # Stock's time of a step divided by ours, if pictures like the latest were compared.
     ratio: float | None = None
     was_off: bool = False  # whether the latest picture was drawn without us, as its user asked
@@ -193,6 +233,7 @@ class Report:
             },
             "graphs": asdict(self.graphs),
             "launches": asdict(self.launches),
+            "tuning": asdict(self.tuning),
             "summary": self.summary,
         }
 

@@ -25,7 +25,7 @@ _TOLERANCES: Mapping[torch.dtype, float] = MappingProxyType(
 # Softmax and the residual sums of three parts carry more of it.
 _FACTORS: Mapping[str, float] = MappingProxyType({"transformer block": 2.0, "image attention": 2.0})
 
-_ROUNDS = 5  # of each side, forth and back
+ROUNDS = 5  # of each side, forth and back
 _LONGEST_S = 1.0  # of the rounds of one proof; there are three in any case
 _FEWEST_ROUNDS = 3
 _LEAST_GAIN = 0.03  # share of the time; less is noise on any machine
@@ -33,7 +33,7 @@ _LEAST_GAIN = 0.03  # share of the time; less is noise on any machine
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which code a block runs, and why."""
+    """Which code a block runs, and why; or, of an operator, which implementation (tuning)."""
 
     code: str  # HOST, DIRECT or COMPILED
     reason: str
@@ -73,7 +73,7 @@ def prove(
             del running[COMPILED]
     del outputs
     running = {code: side if code == HOST else launched(side) for code, side in running.items()}
-    times = _times(running, device, rounds=1 if is_forced else _ROUNDS)
+    times = seconds_in_turn(running, device, rounds=1 if is_forced else ROUNDS)
     ms = {code: 1000 * statistics.median(each) for code, each in times.items()}
     code, reason = _choice(times, is_forced=is_forced)
     return Verdict(code, fault or reason, apart, limit, ms)
@@ -108,7 +108,9 @@ def _fault(outputs: Mapping[str, Tensor], limit: float, apart: float) -> str:
     return ""
 
 
-def _times(sides: Mapping[str, Side], device: torch.device, *, rounds: int) -> dict[str, list[float]]:
+def seconds_in_turn(
+    sides: Mapping[str, Side], device: torch.device, *, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
     """Seconds of each side, forth and back in turn, so that none has the quieter half."""
     times: dict[str, list[float]] = {code: [] for code in sides}
     began = time.perf_counter()
@@ -139,12 +141,12 @@ def _choice(times: Mapping[str, list[float]], *, is_forced: bool) -> tuple[str, 
         return (COMPILED if COMPILED in times else DIRECT), "asked for"
     best, reason = DIRECT, "nothing is faster"
     for code in (COMPILED, HOST):
-        if code in times and (gain := _gain(times[best], times[code])) > 0:
+        if code in times and (gain := saving(times[best], times[code])) > 0:
             best, reason = code, f"{100 * gain:.0f} % less time than {best}"
     return best, reason
 
 
-def _gain(slower: list[float], faster: list[float]) -> float:
+def saving(slower: list[float], faster: list[float]) -> float:
     """Share of the time that is saved, or 0 if that could be noise: nine of ten pairs must show it.
 
     That leaves some gains unseen, on a busy machine most; what is not clear stays as it is.

@@ -1,4 +1,4 @@
-"""What was found out about a block on this machine with these versions, kept on disk from start to start."""
+"""What was found out on this machine with these versions, kept on disk from start to start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import secrets
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lib_accel import __version__
+from lib_accel.device import matmul_precision
 from lib_accel.graphs.proof import COMPILED, DIRECT, HOST, Verdict
 from lib_accel.requirements import installed_version
 
@@ -29,6 +30,7 @@ _SCHEMA = 1
 _MOST_TRIES = 2  # of what ends the process: once may be somebody who switched it off
 _MOST_ENTRIES = 4000
 _TOKEN = secrets.token_hex(8)  # of this process
+_CODES = (HOST, DIRECT, COMPILED)
 
 
 def folder_or(usual: Path) -> Path:
@@ -50,7 +52,7 @@ def default_folder() -> Path:
 def surroundings(device: torch.device) -> str:
     """What a verdict holds for: the device, and the versions that made the graphs."""
     parts = [f"accel {__version__}", f"torch {torch.__version__}", f"triton {installed_version('triton')}"]
-    parts.append(f"matmul {torch.get_float32_matmul_precision()}, cudnn {torch.backends.cudnn.benchmark}")
+    parts.append(f"matmul {matmul_precision()}, cudnn {torch.backends.cudnn.benchmark}")
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         parts.append(f"{torch.cuda.get_device_name(device)} {major}.{minor}")
@@ -71,6 +73,7 @@ class Verdicts:
     """The verdicts of a folder by name. What cannot be read or written is forgotten, and said once.
 
     A name that was being tried twice when a process ended stays at DIRECT: what it tried may have ended it.
+    Names that begin with a prefix of their own may have other codes; see `beginning`.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -81,14 +84,24 @@ class Verdicts:
         self._kept: _Kept | None = None
         self._changed: set[str] = set()  # names that this process has written or removed
 
-    def get(self, name: str) -> Verdict | None:
-        """What is known under that name."""
+    def get(self, name: str, *, codes: Container[str] | None = _CODES, usual: str = DIRECT) -> Verdict | None:
+        """What is known under that name, if its code is among `codes`, None for any.
+
+        usual: the code of what ended the process when it was tried.
+        """
         with self._lock:
             kept = self._loaded()
             trial, entry = kept.trials.get(name), kept.verdicts.get(name)
         if trial is not None and _tries(trial) >= _MOST_TRIES and _is_over(trial):
-            return Verdict(DIRECT, "the program ended twice while this was tried")
-        return _verdict(entry)
+            return Verdict(usual, "the program ended twice while this was tried")
+        return _verdict(entry, codes)
+
+    def beginning(self, prefix: str) -> dict[str, Verdict]:
+        """The verdicts whose names begin so, whatever their codes, by name."""
+        with self._lock:
+            kept = self._loaded().verdicts.items()
+            found = {name: _verdict(entry, None) for name, entry in kept if name.startswith(prefix)}
+        return {name: verdict for name, verdict in found.items() if verdict is not None}
 
     def put(self, name: str, verdict: Verdict) -> None:
         """Keeps what was found out, and ends the trial."""
@@ -106,6 +119,14 @@ class Verdicts:
             tries = 0 if before is None else _tries(before) if _is_over(before) else _tries(before) - 1
             trials[name] = {"process": os.getpid(), "token": _TOKEN, "tries": tries + 1}
             self._write(name)
+
+    def lose_trial(self, name: str) -> None:
+        """What was tried ended the process that tried it, which was another than this one."""
+        with self._lock:
+            trials = self._loaded().trials
+            if trials.get(name, {}).get("token") == _TOKEN:
+                trials[name] = {"process": None, "tries": _tries(trials[name])}
+                self._write(name)
 
     def end_trial(self, name: str) -> None:
         """Nothing was found out, and nothing happened."""
@@ -207,12 +228,13 @@ def _is_over(trial: Mapping[str, Any]) -> bool:
     return False
 
 
-def _verdict(entry: Mapping[str, Any] | None) -> Verdict | None:
-    if entry is None or entry.get("code") not in (HOST, DIRECT, COMPILED):
+def _verdict(entry: Mapping[str, Any] | None, codes: Container[str] | None) -> Verdict | None:
+    code = None if entry is None else entry.get("code")
+    if entry is None or not isinstance(code, str) or not (codes is None or code in codes):
         return None
     ms = entry.get("ms")
     return Verdict(
-        entry["code"],
+        code,
         str(entry.get("reason", "")),
         entry.get("difference"),
         entry.get("tolerance"),

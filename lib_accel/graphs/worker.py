@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lib_accel.device import matmul_precision
 from lib_accel.errors import CompileError
 from lib_accel.graphs.structure import Condition, Sizes, Structure
 
@@ -53,7 +54,7 @@ def order(parts: Sequence[Part]) -> Order:
     """An order of these parts, for this process' settings: torch's cache knows what it made by them too."""
     matmul = torch.backends.cuda.matmul
     reductions = tuple((name, getattr(matmul, name)) for name in _REDUCTIONS if hasattr(matmul, name))
-    return Order(tuple(parts), torch.get_num_threads(), torch.get_float32_matmul_precision(), reductions)
+    return Order(tuple(parts), torch.get_num_threads(), matmul_precision(), reductions)
 
 
 def compile_elsewhere(
@@ -75,7 +76,7 @@ def compile_elsewhere(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": _path()},
+            env=os.environ | {"PYTHONPATH": search_path()},
         )
     except OSError as error:
         raise CompileError(f"no process to compile in: {error}") from None
@@ -136,8 +137,8 @@ def _answer(line: bytes) -> dict[str, str | None] | None:
     return answer if isinstance(answer, dict) and "error" in answer else None
 
 
-def _path() -> str:
-    """The search path of a worker: where this package is, and what the environment adds."""
+def search_path() -> str:
+    """The search path of a process of ours: where this package is, and what the environment adds."""
     home = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
 

@@ -292,6 +292,65 @@ def test_an_interrupted_trial_stays_until_the_cache_is_cleared(folder: Path) -> 
     assert Verdicts(folder).get("a") is None
 
 
+# Trials in another process than the one that notes them
+
+
+def test_a_trial_that_is_lost_twice_is_at_the_usual_code(folder: Path) -> None:
+    verdicts, found = Verdicts(folder), []
+    for _ in range(2):
+        verdicts.begin_trial("a")
+        found.append(verdicts.get("a", usual="torch"))
+        verdicts.lose_trial("a")
+        found.append(verdicts.get("a", usual="torch"))
+    assert found == [None, None, None, Verdict("torch", ENDED_TWICE.reason)]
+
+
+def test_lost_trials_are_counted_from_start_to_start(folder: Path) -> None:
+    for _ in range(2):
+        verdicts = Verdicts(folder)
+        verdicts.begin_trial("a")
+        verdicts.lose_trial("a")
+    assert Verdicts(folder).get("a") == ENDED_TWICE
+
+
+def test_a_trial_that_ends_well_takes_back_one_that_was_lost(folder: Path) -> None:
+    verdicts = Verdicts(folder)
+    verdicts.begin_trial("a")
+    verdicts.lose_trial("a")
+    verdicts.begin_trial("a")
+    verdicts.end_trial("a")
+    assert trials(folder) == {}
+
+
+def test_a_trial_of_another_process_is_not_lost(folder: Path, others: subprocess.Popen[bytes]) -> None:
+    trying(folder, "a", others.pid)
+    Verdicts(folder).lose_trial("a")
+    assert trials(folder) == {"a": {"process": others.pid, "tries": 2}}
+
+
+# Codes of others
+
+TILE = Verdict("tile 64", "9 % less time than torch")
+
+
+def test_a_code_of_others_is_known_to_who_asks_for_it(folder: Path) -> None:
+    Verdicts(folder).put("a", TILE)
+    verdicts = Verdicts(folder)
+    known = [verdicts.get("a", codes=codes) for codes in (None, ("tile 64",), ("tile 32",))]
+    assert [*known, verdicts.get("a")] == [TILE, TILE, None, None]
+
+
+def test_names_that_begin_alike_are_found_together(folder: Path) -> None:
+    for name, verdict in {"x a": TILE, "x b": FOUND, "y c": TILE}.items():
+        Verdicts(folder).put(name, verdict)
+    assert Verdicts(folder).beginning("x ") == {"x a": TILE, "x b": FOUND}
+
+
+def test_an_entry_without_a_code_begins_with_nothing(folder: Path) -> None:
+    write(folder, verdicts={"x a": {"code": 3}, "x b": {}, "x c": {"code": "torch"}})
+    assert list(Verdicts(folder).beginning("x ")) == ["x c"]
+
+
 # Files that are not as they should be
 
 BROKEN: dict[str, str | bytes] = {
@@ -440,3 +499,11 @@ def test_a_verdict_holds_for_versions_and_threads() -> None:
     text = surroundings(torch.device("cpu"))
     assert f"torch {torch.__version__}" in text
     assert text.endswith(f" {torch.get_num_threads()} threads")
+
+
+def test_a_precision_that_torch_cannot_tell_is_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    assert "matmul highest, " in surroundings(torch.device("cpu"))

@@ -1,0 +1,66 @@
+"""A tuner whose choices a test sets, and which knows the time of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lib_accel.blocks.operators.operator import Arguments, Implementation, Operator
+from lib_accel.graphs.proof import DIRECT, Verdict
+from lib_accel.report import TuningReport
+
+
+class Taking:
+    """operator.Tuned that takes one implementation of one operator."""
+
+    def __init__(self, operator: str = "", run: Callable[..., Any] | None = None) -> None:
+        self._operator = operator
+        self._implementation = None if run is None else Implementation("fake", run)
+        self.failures: list[str] = []
+
+    def implementation(self, operator: Operator, args: Arguments) -> Implementation | None:
+        return self._implementation if operator.name == self._operator else None
+
+    def note_failure(self, operator: Operator, implementation: Implementation, error: Exception) -> None:
+        self.failures.append(f"{operator.name}: {error}")
+
+    def __repr__(self) -> str:
+        return "Taking()"
+
+
+class FakeTuner:
+    """What engines ask of tuning.tuner.Tuner."""
+
+    def __init__(self, taking: Taking | None = None) -> None:
+        self.taking = taking or Taking()
+        self.applied = self.finished = self.cancelled = 0
+        self.noted: list[Arguments] = []
+        self.ms: dict[str, float] | None = None  # of any call of any operator
+        self.pending = 0
+
+    def tuned(self, device: torch.device) -> Taking:
+        return self.taking
+
+    def apply(self) -> None:
+        self.applied += 1
+
+    def note(self, operator: Operator, args: Arguments) -> None:
+        self.noted.append(args)
+
+    def verdict(self, operator: Operator, args: Arguments) -> Verdict | None:
+        return None if self.ms is None else Verdict(DIRECT, "measured", ms=self.ms)
+
+    def finish(self, timeout_s: float | None, tell: Callable[[int], None] | None) -> bool:
+        self.finished += 1
+        return True
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+    def clear(self) -> int:
+        return 3
+
+    def report(self) -> TuningReport:
+        return TuningReport(pending=self.pending)
