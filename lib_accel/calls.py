@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lib_accel.blocks.operators.operator import Arguments
 from lib_accel.blocks.rules import Rules, rules_for
 from lib_accel.choice import Choice
 from lib_accel.device import SUPPORTED_DEVICES, autocast_dtype, autocast_off, autocast_on
@@ -30,6 +31,7 @@ class ModelCall(NamedTuple):
     choice: Choice | None = None  # None where direct code is all there is
     is_forced: bool = False  # whether compiled code is asked for, be it faster or not
     may_prove: bool = True  # whether graphs may be proved in it
+    note_residual: Callable[[Arguments], None] | None = None  # hears of residual blocks, to lay their weights
     launch: Terms | None = None  # on which it, or else its units, may be replayed as recordings
 
     def without_proofs(self) -> ModelCall:

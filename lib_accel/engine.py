@@ -22,7 +22,6 @@ from lib_accel.graphs.launch import Launches, Outcome
 from lib_accel.graphs.launcher import Launcher
 from lib_accel.graphs.proof import COMPILED, HOST
 from lib_accel.graphs.verdicts import Verdicts
-from lib_accel.graphs.workshop import workshop_of_this_process
 from lib_accel.host import Host
 from lib_accel.launching import Launching
 from lib_accel.layouts import ENTRIES
@@ -30,9 +29,11 @@ from lib_accel.layouts.compvis import Family
 from lib_accel.layouts.entries import Arguments, Entry, Inputs, Model, UNet, Unit
 from lib_accel.layouts.reading import COMPILED as BY_OTHERS
 from lib_accel.layouts.reading import is_compiled
+from lib_accel.measured import Measured
 from lib_accel.patching import Method, junction
 from lib_accel.report import Generation, ModelReport, Report, Tally
 from lib_accel.steps import HostFailure
+from lib_accel.tuning.tuner import Tuner
 
 _log = logging.getLogger(__name__)
 
@@ -47,16 +48,24 @@ class Engine:
     other extensions need no registration, and a model that the host drops is freed.
     """
 
-    def __init__(self, host: Host, choice: Choice | None = None, launches: Launches | None = None) -> None:
-        """`choice` and `launches`: None for those that keep what they find out in the host's folder."""
+    def __init__(
+        self,
+        host: Host,
+        choice: Choice | None = None,
+        launches: Launches | None = None,
+        tuner: Tuner | None = None,
+    ) -> None:
+        """`choice`, `launches`, `tuner`: None for those that keep what they find in the host's folder."""
         self._host = host
         verdicts = Verdicts(host.cache_folder())
-        self._choice = choice or Choice(
+        self._measured = Measured(
+            host,
             verdicts,
-            workshop_of_this_process(),
-            host.is_busy,
             lambda device: self._launching.launcher_of(device, host.options()),
+            choice,
+            tuner,
         )
+        self._choice = self._measured.choice
         self._bindings = Bindings(host)
         self._launching = Launching(host, self._bindings, launches or Launches(_launchers(), verdicts))
         self._is_attached = False
@@ -79,7 +88,7 @@ class Engine:
     def detach(self) -> None:
         """Puts every class back as it was; what others captured of ours goes on as the original."""
         self._is_attached = False
-        self._choice.cancel()
+        self._measured.cancel()
         for owner in self._bindings.entries:
             junction(owner, "forward").leave(self)
         self._bindings.forget()
@@ -97,27 +106,29 @@ class Engine:
                     self._bindings.unit(module, unit)
 
     def begin_generation(self) -> None:
-        """Starts the counters of the report anew, and puts into effect what was found out about codes."""
-        self._choice.apply()
+        """Starts the counters of the report anew, and puts into effect what was found out meanwhile."""
+        self._apply()
         self._launching.begin_generation()
         self.generation = Generation(networks=self.generation.networks)
+
+    def _apply(self) -> None:
+        self._measured.apply(self._host.options(), self._host.models())
 
     def release_memory(self) -> None:
         """Drops all CUDA graphs, for somebody who needs the memory. What is drawn again is captured again."""
         self._launching.release()
 
     def warm_up(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
-        """Compiles all that calls so far have asked for, instead of when nothing else is going on.
+        """Measures and compiles all that calls have asked for so far, instead of when nothing else goes on.
 
         Takes seconds to minutes. What is compiled is proved on the inputs of the next picture, and runs in
-        those after it. tell: hears how many graphs are still to be made. Returns whether all was made in
-        time.
+        those after it. tell: hears how much is still to be done. Returns whether all was done in time.
         """
-        return self._choice.finish(timeout_s, tell)
+        return self._measured.finish(timeout_s, tell)
 
     def forget_choices(self) -> int:
         """Forgets what was measured on this machine, here and on disk; returns how many choices that were."""
-        return self._choice.clear()
+        return self._measured.clear()
 
     def kept_choices(self) -> int:
         """How many choices are kept on disk."""
@@ -131,8 +142,16 @@ class Engine:
             tallies = [(name, self._tally_of(model)) for name, model in self._host.models()]
         models = [ModelReport(name, tally) for name, tally in tallies if tally.total]
         stand_aside = list(self._host.stand_aside_reasons())
-        graphs, launches = self._choice.report(), self._launching.report()
-        return Report(__version__, enabled, stand_aside, models, self.generation.copy(), graphs, launches)
+        return Report(
+            __version__,
+            enabled,
+            stand_aside,
+            models,
+            self.generation.copy(),
+            self._choice.report(),
+            self._launching.report(),
+            self._measured.report(),
+        )
 
     def _tally_of(self, model: nn.Module) -> Tally:
         tally = Tally()
@@ -237,7 +256,7 @@ class Engine:
         if entry.denoises:
             self._count(call)
         if entry.begins_pictures and not self._host.tells_generations:
-            self._choice.apply()
+            self._apply()
         if entry.as_tensors is not None and call.launch is not None:
             outcome = self._run_whole_model(
                 model, original, entry.as_tensors(Arguments(tuple(args), dict(kwargs))), call
@@ -361,7 +380,7 @@ class Engine:
     def _new_call(self, x: Tensor) -> ModelCall:
         host, options = self._host, self._host.options()
         if not options.enabled:
-            self._choice.rest()
+            self._measured.rest()
             return new_call(x, [_SWITCHED_OFF], [])
         reasons = list(host.stand_aside_reasons())
         if options.code == HOST:
@@ -370,6 +389,9 @@ class Engine:
         choice = self._choice.for_call(options.code)
         if choice is not None:
             call = call._replace(choice=choice, is_forced=options.code == COMPILED)
+        if (tuned := self._measured.tuned(options, x.device)) is not None:
+            rules = call.rules._replace(tuned=tuned)
+            call = call._replace(rules=rules, note_residual=self._measured.note_residual)
         if not call.stand_aside:
             with self._bindings.lock:
                 self._bindings.watch.look()

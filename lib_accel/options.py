@@ -8,6 +8,7 @@ from typing import Any
 from lib_accel.errors import OptionError
 
 LAUNCHES = ("auto", "graph", "eager")
+ATTENTIONS = ("auto", "sage")
 CODES = ("auto", "direct", "measured", "compiled", "host")
 
 
@@ -38,9 +39,10 @@ class Options:
     code: str = _option(
         "auto",
         "Code of the blocks",
-        "auto: direct on all devices so far; direct: the extension's own, never compiled; measured: by "
-        "torch.compile where that is right and faster on this machine, after minutes of compiling; compiled: "
-        "wherever it is right, be it faster or not; host: without the extension, to compare with",
+        "auto: the extension's own, on a GPU by the kernels that are fastest there; direct: the same in "
+        "plain torch; measured: by torch.compile besides where that is right and faster on this machine, "
+        "after minutes of compiling; compiled: wherever it is right, be it faster or not; host: without "
+        "the extension, to compare with",
         CODES,
     )
     launch: str = _option(
@@ -55,6 +57,13 @@ class Options:
         "Memory for CUDA graphs, MiB",
         "of the GPU's, and never more than an eighth of it; what needs more is launched kernel by kernel",
         slider=(32768, 256),
+    )
+    attention: str = _option(
+        "auto",
+        "Attention",
+        "auto: by what is fastest on this machine, the same but for rounding; sage: by SageAttention where "
+        "that is installed and takes the heads, which computes in 8 bits and changes the picture",
+        ATTENTIONS,
     )
     exact_loras: bool = _option(
         False,

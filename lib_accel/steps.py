@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lib_accel.blocks import sample, transformer
 from lib_accel.blocks.kinds import CONTEXT, EMB, KINDS, compute
+from lib_accel.blocks.operators import layout
+from lib_accel.blocks.operators.operator import Arguments
 from lib_accel.blocks.rules import Rules
 from lib_accel.choice import Block, Choice
 from lib_accel.errors import LayoutError
@@ -48,6 +50,10 @@ class Call(Protocol):
     @property
     def may_prove(self) -> bool:
         """Whether graphs may be proved in it, which waits for the device."""
+
+    @property
+    def note_residual(self) -> Callable[[Arguments], None] | None:
+        """Who hears of residual blocks, as arguments of operators.layout, or None."""
 
     def as_host(self) -> AbstractContextManager[None]:
         """Autocast as the host set it, for a live module among our functions."""
@@ -125,6 +131,8 @@ class _Direct:
         kind = self._block.kind
         besides = emb if kind.takes == EMB else context if kind.takes == CONTEXT else None
         own = weights[self._own]
+        if call.note_residual is not None and self._block.name == "residual":
+            call.note_residual(layout.arguments(x, besides, own, self._spec, call.rules))
         if call.choice is None:
             self.chosen = None
             return compute(kind, x, besides, own, self._spec, call.rules)

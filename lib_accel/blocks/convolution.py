@@ -51,7 +51,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> 
             if spec.groups == 1 and 0 < positions <= _FEW_POSITIONS:
                 return _convolve_by_product(x, weight, bias, spec)
     image = F.conv2d(x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
-    # Channels first, whatever the weights do: random numbers "like" an image are drawn in the order of memory.
+    # Channels first, whatever its weight does: random numbers "like" it are drawn in the order of memory.
     return image.contiguous() if len(weight) <= _FEW_CHANNELS else image
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lib_accel import engine
+from lib_accel import measured
 from lib_accel.errors import OptionError
 from lib_accel.graphs.activity import Activity
 from lib_accel.graphs.compiler import Compiler
@@ -23,7 +23,7 @@ COMPILER = Compiler(lambda condition: lambda module, example: module.forward)  #
 @pytest.fixture(autouse=True)
 def _traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     workshop = Workshop(COMPILER, Activity(), helper=None)
-    monkeypatch.setattr(engine, "workshop_of_this_process", lambda: workshop)
+    monkeypatch.setattr(measured, "workshop_of_this_process", lambda: workshop)
 
 
 def compiled_in(handle: Handle) -> int:

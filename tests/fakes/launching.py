@@ -23,12 +23,18 @@ from tests.fakes.models import Inputs, inputs, run
 class LaunchingStudio:
     """A thread that draws, with `launch` at "graph": as nothing is gained on a CPU, auto would refuse."""
 
-    def __init__(self, host: FakeHost | None = None, choice: Choice | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        host: FakeHost | None = None,
+        choice: Choice | None = None,
+        tuner: Any = None,
+        **options: Any,
+    ) -> None:
         self.host = host or FakeHost()
         self.host.asked = Options(**{"launch": "graph", **options})
         self.recorder = Recorder()
         self.launches = Launches({"cpu": self.recorder}, Verdicts(None))
-        self.engine = Engine(self.host, choice, self.launches)
+        self.engine = Engine(self.host, choice, self.launches, tuner)
 
     @classmethod
     @contextlib.contextmanager
