@@ -1,4 +1,4 @@
-"""What to do about each reason for which blocks run as the host's modules."""
+"""What to do about each reason for which something is not as fast as it could be."""
 
 from __future__ import annotations
 
@@ -17,6 +17,28 @@ _ADVICE = tuple(
             r"move between pictures|no memory for its graph",
             "start the webui without --medvram, if the memory suffices",
         ),
+        (
+            r"no contest can be held|no process to hold contests",
+            "the picture is right. Restart the webui; if it stays, please copy the report and send it",
+        ),
+        (
+            r"residual blocks were not called yet",
+            "draw a picture, or press Warm up; it stays so with --medvram and --lowvram",
+        ),
+        (r"calls of residual blocks are measured", "wait until nobody draws, or press Warm up"),
+        (
+            r"its weights are on |moved? to the CPU",
+            "start the webui without --medvram or --lowvram, if the memory suffices",
+        ),
+        (r"no memory to turn its weights", "draw fewer pictures at once, or lower Memory for CUDA graphs"),
+        (r"has laid its weights channels last", "nothing to do: that is what --opt-channelslast does"),
+        (r"its weights (are|share)", "nothing to do: weights of this kind stay as they are"),
+        (
+            r"sageattention is not installed",
+            "install the package sageattention beside torch, or set Settings, Accel, Attention to auto",
+        ),
+        (r"^sage failed", "the picture is right. Set Settings, Accel, Attention to auto"),
+        (r"keys, needs a multiple|^heads of ", "nothing to do: such calls take what is fastest and exact"),
         (r"its graph needs|its graph and others", "raise Settings, Accel, Memory for CUDA graphs"),
         (
             r"copy it takes|a replay takes|another thread was",
@@ -56,4 +78,9 @@ _OTHERWISE = "nothing to do: this part runs as it does without the extension"
 
 def advice(reason: str) -> str:
     """One sentence for the user."""
-    return next((text for pattern, text in _ADVICE if pattern.search(reason)), _OTHERWISE)
+    return known_advice(reason) or _OTHERWISE
+
+
+def known_advice(reason: str) -> str | None:
+    """The same, or None where there is nothing to say of this reason alone."""
+    return next((text for pattern, text in _ADVICE if pattern.search(reason)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,17 +11,18 @@ from typing import Any, Protocol
 
 import torch
 
-from lib_accel.advice import advice
+from lib_accel.advice import advice, known_advice
 from lib_accel.engine import Engine
 from lib_accel.host import Host
 from lib_accel.painter import Painter, Wanted
 from lib_accel.pictures import Picture, Pictures
-from lib_accel.report import Report, counted
+from lib_accel.report import FormatCase, Report, TuningReport, counted
 from lib_accel.tasks.benchmark import NAME as BENCHMARK
 from lib_accel.tasks.benchmark import Benchmark, benchmark
 from lib_accel.tasks.task import Outcome, Task, Tasks
 from lib_accel.tasks.warm_up import NAME as WARM_UP
 from lib_accel.tasks.warm_up import Warm, warm_up
+from lib_accel.tuning.contest import TORCH
 
 _MIB = 2**20
 
@@ -75,7 +77,7 @@ class Operations:
             "cache": self._cache(),
             "task": None if task is None else task.as_dict(),
             "benchmark": None if self._benchmark is None else self._benchmark.as_dict(),
-            "advice": {reason: advice(reason) for reason in (*_reasons(report), *report.launches.reasons)},
+            "advice": _advice(report),
             "options": asdict(self._host.options()),
         }
 
@@ -88,6 +90,7 @@ class Operations:
         lines += [_in_words(picture) for picture in self._pictures.latest()]
         lines.append(f"graphs: {graphs.graphs} of {graphs.structures} structures, {graphs.compile_s:.0f} s")
         lines += [f"  {case.block} {case.size}: {case.code}, {case.reason}" for case in graphs.cases]
+        lines += _measured_in_words(report.tuning)
         launches = report.launches
         lines.append(
             f"CUDA graphs: {launches.graphs} in {launches.mib:.0f} MiB, {launches.captures} captured in "
@@ -177,6 +180,37 @@ def _reasons(report: Report) -> dict[str, int]:
         for reason, count in list(reasons.items()):
             counts[reason] = counts.get(reason, 0) + count
     return counts
+
+
+def _advice(report: Report) -> dict[str, str]:
+    """What to do about each reason."""
+    tuning = report.tuning
+    of_tuning = [*([tuning.fault] if tuning.fault else []), *tuning.refused]
+    of_tuning += [each.reason for each in _formats(tuning)]
+    known = {reason: text for reason in of_tuning if (text := known_advice(reason))}
+    return known | {reason: advice(reason) for reason in (*_reasons(report), *report.launches.reasons)}
+
+
+def _formats(tuning: TuningReport) -> list[FormatCase]:
+    """Those of models where there is a choice of them, or where the host has chosen."""
+    return [each for each in tuning.formats if tuning.cases or each.is_channels_last]
+
+
+def _measured_in_words(tuning: TuningReport) -> Iterable[str]:
+    """Operators in a line, with one more for each that is not torch's, and the memory formats."""
+    others = [case for case in tuning.cases if case.next_chosen != TORCH]
+    if tuning.cases or tuning.pending:
+        measured, pending = sum(bool(case.ms) for case in tuning.cases), tuning.pending
+        yield f"operators: {measured} measured, {len(others)} faster than torch, {pending} to be measured"
+    if tuning.fault:
+        yield f"  {tuning.fault}"
+    yield from (f"  attention is not as asked for: {reason}" for reason in tuning.refused)
+    for case in others:
+        plain, chosen = (f"{case.ms.get(name, math.nan):.3f}" for name in (TORCH, case.next_chosen))
+        yield f"  {case.operator} {case.size} {case.dtype}: {case.next_chosen}, {plain} -> {chosen} ms"
+    for each in _formats(tuning):
+        lies = "channels last" if each.is_channels_last else "channels first"
+        yield f"memory format of {each.model}: {lies}, {each.reason}"
 
 
 def _amount(what: str, size: int, limit_mib: float | None) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def test_status_has_its_shape() -> None:
         "generation": dict,
         "graphs": dict,
         "launches": dict,
+        "tuning": dict,
         "summary": str,
         "pictures": list,
         "networks": list,

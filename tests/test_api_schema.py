@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import schemathesis
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from schemathesis.generation import GenerationMode
 
 from lib_accel.api.routes import router
+from lib_accel.report import FormatCase, TuningCase, TuningReport
 from tests.fakes.operations import FakeOperations
 
 _OPERATIONS = (
@@ -72,3 +75,17 @@ def test_a_wrong_password_is_told_as_the_schema_says(tmp_path: Path, name: str) 
         assert answer.status_code == 401
 
     _ask(_operations(tmp_path, {"ann": "secret"})[name], GenerationMode.POSITIVE, judge)
+
+
+def test_status_tells_what_was_measured_of_operators_and_formats(tmp_path: Path) -> None:
+    app, operations = FastAPI(), FakeOperations(tmp_path)
+    app.include_router(router(operations, switch=None, read_ahead=_known, credentials={}))
+    case = TuningCase(
+        "attention", "2x64x8", "float16", "cuda:0", "torch", "cuDNN", "faster", 1e-4, 2e-3, {"torch": 0.4}
+    )
+    tuning = TuningReport(
+        [case], 3, "group norm", 7.5, "ended", ["no sage"], [FormatCase("UNet", True, "measured")]
+    )
+    report = replace(operations.engine.report(), tuning=tuning)
+    operations.engine.report = lambda: report  # type: ignore[method-assign]
+    assert TestClient(app).get("/accel/v1/status").json()["tuning"] == asdict(tuning)

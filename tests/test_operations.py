@@ -12,6 +12,7 @@ import pytest
 from lib_accel.errors import TaskError
 from lib_accel.painter import Wanted
 from lib_accel.pictures import compared
+from lib_accel.report import FormatCase, TuningCase, TuningReport
 from tests.fakes.host import FakeHost, attached
 from tests.fakes.models import inputs, run, tiny_unet
 from tests.fakes.operations import FakeOperations
@@ -140,6 +141,80 @@ def test_the_report_names_versions_options_reasons_and_pictures(operations: Fake
     text = operations.report()
     for part in ("program: a fake", "code: auto", "x HyperTile is on", "20 steps, 2.00 s, 10.00 it/s"):
         assert part in text
+
+
+FORMATS = [
+    FormatCase(
+        "UNet", True, "its residual blocks take 9.00 ms channels first, 7.00 ms channels last", {"torch": 9.0}
+    ),
+    FormatCase("VAE", False, "undecided: its residual blocks were not called yet"),
+]
+TUNING = TuningReport(
+    [
+        TuningCase(
+            "attention",
+            "2x4096x320",
+            "float16",
+            "cuda:0",
+            "torch",
+            "cuDNN",
+            "",
+            ms={"torch": 0.4, "cuDNN": 0.3},
+        ),
+        TuningCase("group norm", "2x320x64x64", "float16", "cuda:0", "torch", "torch", "", ms={"torch": 0.2}),
+        TuningCase("layer norm", "2x4096x320", "float16", "cuda:0", "torch", "torch", "to be measured"),
+    ],
+    pending=1,
+    formats=FORMATS,
+)
+
+
+def _with(operations: FakeOperations, tuning: TuningReport) -> FakeOperations:
+    report = replace(operations.engine.report(), tuning=tuning)
+    operations.engine.report = lambda: report  # type: ignore[method-assign]
+    return operations
+
+
+def test_the_report_counts_operators_and_names_those_that_are_not_torch(operations: FakeOperations) -> None:
+    lines = _with(operations, TUNING).report().splitlines()
+    began = lines.index("operators: 2 measured, 1 faster than torch, 1 to be measured")
+    assert lines[began + 1] == "  attention 2x4096x320 float16: cuDNN, 0.400 -> 0.300 ms"
+    assert lines[began + 2].startswith(
+        "memory format of UNet: channels last, its residual blocks take 9.00 ms"
+    )
+    assert lines[began + 3].startswith("memory format of VAE: channels first, undecided")
+
+
+def test_the_report_says_nothing_of_operators_where_there_is_no_choice(operations: FakeOperations) -> None:
+    report = _with(operations, TuningReport(formats=FORMATS[1:])).report()
+    assert "operators" not in report
+    assert "memory format" not in report
+
+
+def test_the_report_says_why_no_operator_can_be_measured(operations: FakeOperations) -> None:
+    fault = "no contest can be held: the process ended with 1 before it began"
+    assert f"  {fault}" in _with(operations, replace(TUNING, fault=fault)).report().splitlines()
+    assert "Restart" in operations.status()["advice"][fault]
+
+
+def test_an_undecided_memory_format_has_advice_and_a_measured_one_needs_none(
+    operations: FakeOperations,
+) -> None:
+    status = _with(operations, TUNING).status()
+    assert set(status["advice"]) == {FORMATS[1].reason}
+
+
+def test_attention_that_is_not_as_asked_for_is_told_with_what_to_do(operations: FakeOperations) -> None:
+    _with(operations, replace(TUNING, refused=["sageattention is not installed"]))
+    assert (
+        "  attention is not as asked for: sageattention is not installed" in operations.report().splitlines()
+    )
+    assert "install" in operations.status()["advice"]["sageattention is not installed"]
+
+
+def test_an_operator_whose_times_are_lost_does_not_spoil_the_report(operations: FakeOperations) -> None:
+    case = replace(TUNING.cases[0], ms={})
+    assert "cuDNN, nan -> nan ms" in _with(operations, TuningReport([case])).report()
 
 
 def test_forgetting_counts_choices(operations: FakeOperations) -> None:

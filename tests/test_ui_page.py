@@ -18,6 +18,11 @@ def _status(**changes: Any) -> dict[str, Any]:
     case = {"block": "ResBlock 320", "size": "2x320x64x64", "dtype": "float16", "device": "cuda:0"}
     case |= {"code": "direct", "next_code": "compiled", "reason": "not proved", "difference": 1e-7}
     case |= {"tolerance": 2e-6, "ms": {"direct": 1.23, "compiled": 0.91, "host": 1.44}}
+    operator = {"operator": "gated linear", "size": "2x4096x320, 2560x320", "dtype": "bfloat16"}
+    operator |= {"device": "cuda:1", "chosen": "torch", "next_chosen": "Triton, Tile(high=64)"}
+    operator |= {"reason": "31 % less time than torch", "difference": 3e-4, "tolerance": 4e-3}
+    operator |= {"ms": {"torch": 0.412, "Triton, Tile(high=64)": 0.283}}
+    lies = {"model": "VAE", "is_channels_last": True, "reason": "9.00 ms channels first", "ms": {}}
     picture = {
         "ended": "18:31:07",
         "width": 512,
@@ -43,6 +48,8 @@ def _status(**changes: Any) -> dict[str, Any]:
         | {"recompiles": 8, "reasons": ["a guard failed"], "cases": [case]},
         "launches": {"graphs": 27, "mib": 311.4, "captures": 31, "replays": 1904, "evicted": 4}
         | {"capture_s": 2.6, "reasons": {"its weights move between pictures": 13}},
+        "tuning": {"cases": [operator], "pending": 5, "holding": "layer norm", "seconds": 66.0}
+        | {"fault": "no process could be started", "formats": [lies]},
         "pictures": [picture],
         "networks": [{"name": "style", "unet": 0.8, "text_encoder": 0.25}],
         "memory": [{"what": "LoRA files kept", "mib": 12.0, "limit_mib": 512.0}],
@@ -143,6 +150,10 @@ def test_text_in_place_of_numbers_does_no_harm() -> None:
             "0.91",
             "1.44",
         ),
+        *("1 measured", "1 faster than torch", "measuring took 1 min 06 s", "5 to be measured"),
+        *("measuring layer norm", "no process could be started", "9.00 ms channels first"),
+        *("gated linear", "2x4096x320, 2560x320", "bfloat16 cuda:1", "Triton, Tile(high=64)"),
+        *("31 % less time than torch", "3e-04", "4e-03", "0.412", "0.283"),
         *("LoRA files kept", "12.0 of 512 MiB", "/path/accel", "21 choices, 0.1 MiB"),
         *("Warm-up", "compiling: 12 left", "35 %", "1 min 05 s", "about 20 s left"),
         *("640 x 448, 9 steps, cpu", "192.0", "57.6", "3.33x", "3.31 to 3.35"),
@@ -165,6 +176,7 @@ def test_the_page_says_what_the_status_says(said: str) -> None:
             "no picture yet",
         ),
         *("nothing is held", "no choice is kept on disk", "nothing is running", "nothing compiled"),
+        "nothing measured; only GPUs have other implementations than torch",
         *("no benchmark yet", "no block was measured yet"),
     ],
 )
@@ -260,7 +272,8 @@ def test_a_picture_without_the_extension_says_off_in_place_of_fast_blocks() -> N
 
 
 @pytest.mark.parametrize(
-    "part", ["headline", "models", "pictures", "benchmark", "memory", "graphs", "settings", "launches"]
+    "part",
+    ["headline", "models", "pictures", "benchmark", "memory", "graphs", "settings", "launches", "tuning"],
 )
 def test_the_same_status_gives_the_same_page_and_time_changes_only_the_task(part: str) -> None:
     later = _status(task=_status()["task"] | {"elapsed_s": 66, "done": 0.4})
@@ -270,4 +283,5 @@ def test_the_same_status_gives_the_same_page_and_time_changes_only_the_task(part
 def test_tables_that_open_are_closed_at_first_and_have_a_name_to_be_opened_by() -> None:
     shown = page(_status())
     assert '<details id="accel_cases">' in shown.graphs
+    assert '<details id="accel_operators">' in shown.tuning
     assert '<details id="accel_options">' in shown.settings

@@ -82,6 +82,42 @@ class Launches(BaseModel):
     reasons: dict[str, int]
 
 
+class OperatorCase(BaseModel):
+    """Calls of one operator that take the same implementation, plain torch being "torch"; `ms` is by name."""
+
+    operator: str
+    size: str
+    dtype: str
+    device: str
+    chosen: str
+    next_chosen: str
+    reason: str
+    difference: float | None
+    tolerance: float | None
+    ms: dict[str, float]
+
+
+class FormatCase(BaseModel):
+    """How the convolution weights of one model lie; `ms` is of its residual blocks together, by format."""
+
+    model: str
+    is_channels_last: bool
+    reason: str
+    ms: dict[str, float]
+
+
+class Tuning(BaseModel):
+    """What was measured of operators and memory formats; `refused`: why attention is not as asked for."""
+
+    cases: list[OperatorCase]
+    pending: int
+    holding: str | None
+    seconds: float
+    fault: str | None
+    refused: list[str]
+    formats: list[FormatCase]
+
+
 class Picture(BaseModel):
     """One of the latest pictures; `ratio` is stock's time of a step divided by ours, if it was compared."""
 
@@ -171,6 +207,7 @@ class Settings(BaseModel):
     code: str
     launch: str
     graph_memory_mib: int
+    attention: str
     exact_loras: bool
     lora_cache_mib: int
     infotext: bool
@@ -186,6 +223,7 @@ class Status(BaseModel):
     generation: Generation
     graphs: Graphs
     launches: Launches
+    tuning: Tuning
     summary: str
     pictures: list[Picture]
     networks: list[Network]
@@ -231,10 +269,12 @@ class WarmUp(BaseModel):
 
 
 class Warm(BaseModel):
-    """What a warm-up did; `seconds` are those of its first picture, `step_ms` is a step of its last one."""
+    """What a warm-up did, as tasks/warm_up.py has it: `seconds` are those of its first picture."""
 
     pictures: int
     graphs: int
+    operators: int
+    others: int
     captures: int
     seconds: float
     step_ms: float | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lib_accel.ui.markup import Column, amount, card, duration, empty, items, number, table, text
+from lib_accel.ui.markup import Column, amount, apart, card, duration, empty, items, number, table, text
 
 _COLUMNS = (
     Column("Block"),
@@ -69,17 +69,6 @@ def _row(case: Mapping[str, Any]) -> tuple[str, ...]:
         number(ms.get("direct"), 2),
         number(ms.get("compiled"), 2),
         number(ms.get("host"), 2),
-        _difference(case),
+        apart(case.get("difference"), case.get("tolerance")),
         f'<span class="accel-why">{text(case.get("reason", ""))}</span>',
     )
-
-
-def _difference(case: Mapping[str, Any]) -> str:
-    if case.get("difference") is None:
-        return number(None)
-    allowed = f' <span class="accel-quiet">of {_power(case.get("tolerance"))}</span>'
-    return _power(case["difference"]) + (allowed if case.get("tolerance") is not None else "")
-
-
-def _power(value: Any) -> str:
-    return f"{value:.0e}" if isinstance(value, float) else number(value)

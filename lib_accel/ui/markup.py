@@ -35,6 +35,18 @@ def number(value: Any, digits: int = 0) -> str:
     return f"{value:.{digits}f}"
 
 
+def apart(difference: Any, allowed: Any) -> str:
+    """By how much two results differ, of how much is allowed; a dash for None."""
+    if difference is None:
+        return number(None)
+    limit = "" if allowed is None else f' <span class="accel-quiet">of {_power(allowed)}</span>'
+    return _power(difference) + limit
+
+
+def _power(value: Any) -> str:
+    return f"{value:.0e}" if isinstance(value, float) else number(value)
+
+
 def duration(seconds: Any) -> str:
     """Seconds in the words that people use: "12 s", "2 min 05 s"."""
     whole = round(amount(seconds))
@@ -108,11 +120,12 @@ def reasons(counted: Mapping[str, Any], advice: Mapping[str, Any]) -> str:
     ordered = sorted(counted.items(), key=lambda each: -amount(each[1]))
     lines = "".join(
         f'<li><b class="accel-count">{number(count)}</b> <span>{text(reason)}</span>'
-        f"{_fix(advice.get(reason))}</li>"
+        f"{fix(advice.get(reason))}</li>"
         for reason, count in ordered
     )
     return f'<ul class="accel-reasons">{lines}</ul>' if lines else ""
 
 
-def _fix(what_to_do: Any) -> str:
+def fix(what_to_do: Any) -> str:
+    """What to do about a reason, on a line of its own; nothing if that is not known."""
     return f'<span class="accel-fix">{text(what_to_do)}</span>' if what_to_do else ""

@@ -14,6 +14,7 @@ from lib_accel.ui.markup import Column, amount, card, empty, items, number, perc
 from lib_accel.ui.models import control_models, models, networks
 from lib_accel.ui.pictures import pictures
 from lib_accel.ui.task import task
+from lib_accel.ui.tuning import tuning
 
 # Where the badge and the reasons below it say all that the summary would.
 _OWN_CODE = {
@@ -33,6 +34,7 @@ class Page(NamedTuple):
     benchmark: str
     launches: str
     graphs: str
+    tuning: str
     settings: str
 
 
@@ -47,6 +49,7 @@ def page(status: Mapping[str, Any]) -> Page:
         benchmark=benchmark(status),
         launches=launches(status),
         graphs=graphs(status),
+        tuning=tuning(status),
         settings=settings_in_force(status),
     )
 

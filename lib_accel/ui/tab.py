@@ -65,7 +65,7 @@ def tab(actions: Actions) -> Any:
                 parts["models"] = _part(first, "models")
             with gr.Column(scale=2, min_width=420, elem_id="accel_controls"):
                 controls, parts["task"] = _controls(first, is_running(status))
-        for name in ("pictures", "benchmark", "memory", "launches", "graphs", "settings"):
+        for name in ("pictures", "benchmark", "memory", "launches", "graphs", "tuning", "settings"):
             parts[name] = _part(first, name)
         _report(actions)
         refresh = gr.Button("Refresh", elem_id="accel_refresh", visible=False)
