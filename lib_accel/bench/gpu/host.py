@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lib_accel.bench.gpu.networks import Networks
 from lib_accel.bench.plain_host import PlainHost
+from lib_accel.graphs.verdicts import default_folder
 from lib_accel.options import Options
 
 _TRUSTED = ("ldm", "sgm", "torch", "transformers")
@@ -32,6 +34,10 @@ class GpuHost(PlainHost):
         """Whether it is the packages' own, or the attention that this suite puts in its place."""
         home = str(getattr(method, "__globals__", {}).get("__name__", ""))
         return home.split(".")[0] in _TRUSTED or home == "lib_accel.bench.gpu.attention"
+
+    def cache_folder(self) -> Path:
+        """One of this suite: what is measured here is found again by the next row, and by nobody else."""
+        return default_folder() / "bench-gpu"
 
     def wanted_networks(self) -> tuple[int, ...]:
         """The numbers of the LoRAs that are worn."""

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from lib_accel.bench.gpu import operators_shapes
 from lib_accel.bench.gpu.kernels_shapes import SHAPES
 
 # Sides by name, of sides.SIDES.
 STOCK = "eager SDPA"
 DIRECT, DIRECT_GRAPH = "ours, direct", "ours, direct, graphs"
-AUTO = "ours, auto"  # the options as they are before anybody changes them
+AUTO = "ours, auto"  # the options as they are before anybody changes them: operators are measured, too
+AUTO_SINGLE = "ours, auto, kernel by kernel"  # the same choices where no graph hides what is launched
 COMPILED, COMPILED_GRAPH = "ours, compiled", "ours, compiled, graphs"
 XFORMERS = "eager xformers"
 BLOCKS = "torch.compile, transformer blocks"
@@ -22,9 +24,13 @@ WHOLE, OVERHEAD, AUTOTUNE = (
 # Ways to compute one kernel's work, against the plain torch of blocks.
 KERNEL, KERNEL_COMPILED = "kernel", "torch.compile"
 
+# Three projections of self-attention against one, without what follows and with it.
+PROJECTIONS_ALONE, PROJECTIONS_ATTENDED = "projections", "projections and attention"
+
 # How rows of a part are measured, by name: of suite.py.
 SPEED, PROFILE, SWITCH = "speed", "profile", "switch"
 KERNELS, TUNING = "kernels", "tuning"
+OPERATORS, NEAR, PROJECTIONS, WARM_UP = "operators", "operators-near", "projections", "warm-up"
 
 # What toys are given at most: pixels of a picture's side, and pictures.
 DRY_PX, DRY_PICTURES = 64, 2
@@ -32,7 +38,7 @@ DRY_PX, DRY_PICTURES = 64, 2
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that is called: a model of models.FORMS, and with what; or a kernel at its name's shape."""
+    """One thing that is called: a model of models.FORMS, and with what; or a kernel or operator by name."""
 
     name: str
     model: str
@@ -57,29 +63,45 @@ class Part:
         return [(case, side) for case in self.cases for side in self.sides]
 
 
-_OURS = (STOCK, DIRECT, DIRECT_GRAPH)
-_OURS_AND_AUTO = (*_OURS, AUTO)
-_SD15, _SDXL = Case("sd15 512", "sd15"), Case("sdxl 1024", "sdxl", 1024)
-_VAES = tuple(Case(f"vae {side}", "vae", side) for side in (512, 1024))
-_COMPILE_S = 220
-_KERNELS = tuple(Case(name, shape.kernel) for name, shape in SHAPES.items())
-
-
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def _pictures(model: str, side_px: int, *counts: int) -> tuple[Case, ...]:
+    return tuple(
+        Case(f"{model} {side_px}, {_counted(n, 'picture')}", model, side_px, pictures=n) for n in counts
+    )
+
+
+_OURS = (STOCK, DIRECT, DIRECT_GRAPH)
+_OURS_AND_AUTO = (*_OURS, AUTO)
+_SD15, _SDXL = Case("sd15 512", "sd15"), Case("sdxl 1024", "sdxl", 1024)
+_SD15_1024 = Case("sd15 1024", "sd15", 1024)
+_VAES = tuple(Case(f"vae {side}", "vae", side) for side in (512, 1024))
+_COMPILE_S = 220
+_MEASURE_S = 250  # of contests of operators, some of which compile kernels; what is left is for --retry
+_KERNELS = tuple(Case(name, shape.kernel) for name, shape in SHAPES.items())
+_OPERATORS = tuple(Case(name, shape.operator) for name, shape in operators_shapes.SHAPES.items())
+_NEAR = tuple(Case(name, near.tuned.operator) for name, near in operators_shapes.NEAR.items())
+_PROJECTIONS = tuple(Case(name, model) for name, (model, _) in operators_shapes.PROJECTIONS.items())
+
+# What AUTO is to find measured in other parts; for ControlNets that is what it is for SD1.5.
+_WARM_UPS = (
+    *_pictures("sd15", 512, 1),
+    *_pictures("sdxl", 1024, 1),
+    *reversed(_VAES),
+    *_pictures("sd15", 512, 2, 4, 8),
+    *_pictures("sdxl", 1024, 2),
+    _SD15_1024,
+)
+
+
 PARTS: Mapping[str, Part] = MappingProxyType(
     {
-        "sd15": Part(
-            tuple(Case(f"sd15 512, {_counted(n, 'picture')}", "sd15", pictures=n) for n in (1, 2, 4, 8)),
-            _OURS_AND_AUTO,
-        ),
+        "warm-up": Part(_WARM_UPS, (AUTO,), row_s=_MEASURE_S, kind=WARM_UP),
+        "sd15": Part(_pictures("sd15", 512, 1, 2, 4, 8), _OURS_AND_AUTO),
         "sd15-sizes": Part(tuple(Case(f"sd15 {side}", "sd15", side) for side in (768, 1024)), _OURS),
-        "sdxl": Part(
-            tuple(Case(f"sdxl 1024, {_counted(n, 'picture')}", "sdxl", 1024, pictures=n) for n in (1, 2)),
-            _OURS_AND_AUTO,
-        ),
+        "sdxl": Part(_pictures("sdxl", 1024, 1, 2), _OURS_AND_AUTO),
         "loras": Part(
             tuple(Case(f"sd15 512, {_counted(n, 'LoRA')}", "sd15", networks=n) for n in (0, 1, 4, 16)), _OURS
         ),
@@ -94,7 +116,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
         ),
         "controlnet": Part(
             tuple(Case(f"sd15 512, {_counted(n, 'ControlNet')}", "sd15", controls=n) for n in (0, 1, 2)),
-            _OURS,
+            _OURS_AND_AUTO,
         ),
         "vae": Part(_VAES, _OURS_AND_AUTO),
         "text": Part((Case("text, 77 tokens", "text"),), _OURS_AND_AUTO),
@@ -103,10 +125,13 @@ PARTS: Mapping[str, Part] = MappingProxyType(
         "rivals-default": Part((_SD15,), (WHOLE,), row_s=_COMPILE_S, is_cold=True),
         "rivals-overhead": Part((_SD15,), (OVERHEAD,), row_s=_COMPILE_S, is_cold=True),
         "rivals-autotune": Part((_SD15,), (AUTOTUNE,), row_s=_COMPILE_S, is_cold=True),
-        "profile": Part((_SD15, _SDXL, _VAES[1]), _OURS, kind=PROFILE),
+        "profile": Part((_SD15, _SDXL, _VAES[1]), (*_OURS_AND_AUTO, AUTO_SINGLE), kind=PROFILE),
+        "operators": Part(_OPERATORS, ("contest",), kind=OPERATORS),
+        "operators-near": Part(_NEAR, ("near",), kind=NEAR),
+        "projections": Part(_PROJECTIONS, (PROJECTIONS_ALONE, PROJECTIONS_ATTENDED), kind=PROJECTIONS),
         "kernels": Part(_KERNELS, (KERNEL, KERNEL_COMPILED), kind=KERNELS),
         "kernels-tuning": Part(_KERNELS, ("neighbours",), kind=TUNING),
-        "memory": Part((_SD15, Case("sd15 1024", "sd15", 1024), _SDXL, _VAES[1]), _OURS_AND_AUTO),
+        "memory": Part((_SD15, _SD15_1024, _SDXL, _VAES[1]), _OURS_AND_AUTO),
     }
 )
 ALL = "all"

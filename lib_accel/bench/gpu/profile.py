@@ -14,6 +14,7 @@ from lib_accel.bench.gpu.sides import SideError
 
 _CALLS = 3
 _KERNELS, _OPERATIONS = 3, 12  # how many are told
+_TOLD = ("operators", "formats")  # of what a side says about itself
 _NAME = 90  # letters of a kernel's name, which may be a page long
 
 
@@ -26,6 +27,7 @@ def profile_row(stand: Stand, name: str) -> Figures:
             call()
             events = profiled(call, device, _CALLS)
             counted = costs(call)
+        about = {key: value for key, value in one.about().items() if key in _TOLD}
     ran = kernels_of(events) if device.type == "cuda" else _outermost(events)
     if not ran:
         raise SideError("the profiler saw no kernel")
@@ -38,6 +40,7 @@ def profile_row(stand: Stand, name: str) -> Figures:
         "roofline": roofline[:_OPERATIONS],
         # Kernels that no operation of torch launches: ours in Triton, and those of graphs.
         "outside_ms": max(0.0, total - sum(each["ms"] for each in roofline)),
+        "about": about,
     }
 
 

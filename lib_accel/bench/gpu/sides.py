@@ -43,6 +43,7 @@ class Side(Protocol):
 
     settle: int  # calls after which it runs as it will, when its turn begins
     passes_dispatcher: bool  # whether what it does is operations of torch, so that those can be counted
+    own_mib: float  # of weights that it does not share with stock, as it would in a webui
 
     def prepare(self) -> Spent:
         """Compiles and records what there is to. Raises whatever that raises."""
@@ -70,6 +71,7 @@ class _Plain:
 
     settle = 1
     passes_dispatcher = True
+    own_mib = 0.0
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -186,6 +188,8 @@ SIDES: Mapping[str, Callable[[Stage, Makers], Side]] = MappingProxyType(
         parts.DIRECT: _ours("direct", "eager"),
         parts.DIRECT_GRAPH: _ours("direct", "graph"),
         parts.AUTO: lambda stage, makers: Ours(stage, Options(), makers.ours),
+        # No memory for graphs, instead of no graphs: operators are measured for another launch then.
+        parts.AUTO_SINGLE: lambda stage, makers: Ours(stage, Options(graph_memory_mib=0), makers.ours),
         parts.COMPILED: _ours("compiled", "eager"),
         parts.COMPILED_GRAPH: _ours("compiled", "graph"),
         parts.XFORMERS: lambda stage, makers: _Xformers(stage),

@@ -22,13 +22,16 @@ from lib_accel.bench.gpu.file import DONE, FAILED, LEFT_OUT, OVERDUE, Figures, R
 from lib_accel.bench.gpu.kernels_rows import kernel_row, kernel_stand
 from lib_accel.bench.gpu.kernels_tuning import tuning_row
 from lib_accel.bench.gpu.models import ModelError, Where, import_packages
+from lib_accel.bench.gpu.operators_rows import near_row, operator_row, operator_stand
 from lib_accel.bench.gpu.parts import PARTS, Case
 from lib_accel.bench.gpu.profile import profile_row
+from lib_accel.bench.gpu.projections import projection_row
 from lib_accel.bench.gpu.rows import Stand, speed_row
 from lib_accel.bench.gpu.sides import Makers, SideError
 from lib_accel.bench.gpu.stage import staged
 from lib_accel.bench.gpu.switches import switch_row
 from lib_accel.bench.gpu.timing import Pace
+from lib_accel.bench.gpu.warm_ups import warm_up_row
 from lib_accel.errors import AccelError
 
 _log = logging.getLogger(__name__)
@@ -43,6 +46,10 @@ KINDS: Mapping[str, Callable[[Any, str], Figures]] = MappingProxyType(
         parts.SWITCH: switch_row,
         parts.KERNELS: kernel_row,
         parts.TUNING: tuning_row,
+        parts.OPERATORS: operator_row,
+        parts.NEAR: near_row,
+        parts.PROJECTIONS: projection_row,
+        parts.WARM_UP: warm_up_row,
     }
 )
 
@@ -146,7 +153,11 @@ def _model_stand(case: Case, where: Where, pace: Pace, makers: Makers) -> Iterat
 
 # Of kinds that call no model.
 _STANDS: Mapping[str, Callable[..., contextlib.AbstractContextManager[Any]]] = MappingProxyType(
-    {parts.KERNELS: kernel_stand, parts.TUNING: kernel_stand}
+    {
+        parts.KERNELS: kernel_stand,
+        parts.TUNING: kernel_stand,
+        **dict.fromkeys((parts.OPERATORS, parts.NEAR, parts.PROJECTIONS), operator_stand),
+    }
 )
 
 

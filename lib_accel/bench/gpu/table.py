@@ -9,6 +9,14 @@ from typing import Any
 from lib_accel.bench.gpu import parts
 from lib_accel.bench.gpu.file import DONE
 from lib_accel.bench.gpu.kernels_table import KERNEL_REMARKS, kernels, tunings
+from lib_accel.bench.gpu.operators_table import (
+    OPERATOR_REMARKS,
+    nears,
+    operators,
+    projections,
+    taken,
+    warm_ups,
+)
 from lib_accel.bench.table import aligned
 
 Figures = Mapping[str, Any]
@@ -23,6 +31,7 @@ REMARKS = (
     "peak_mib: most that torch reserved of the GPU during calls, weights shared with stock",
     "compile_s: compiling alone; warmup_s: all other calls until the side runs as it does later",
     "weights are random; LoRAs have rank 16 and lie on the device",
+    *OPERATOR_REMARKS,
     *KERNEL_REMARKS,
 )
 
@@ -144,6 +153,10 @@ _SECTIONS: Mapping[str, Callable[[list[Figures]], str]] = MappingProxyType(
         parts.PROFILE: _profiles,
         parts.KERNELS: kernels,
         parts.TUNING: tunings,
+        parts.OPERATORS: operators,
+        parts.NEAR: nears,
+        parts.PROJECTIONS: projections,
+        parts.WARM_UP: warm_ups,
     }
 )
 
@@ -167,7 +180,7 @@ def _facts(rows: list[Figures]) -> str:
     ]
     if far:
         lines.append(f"farther from stock than stock's attentions are from each other: {'; '.join(far)}")
-    return "\n".join([*lines, *_held_back(done)])
+    return "\n".join([*lines, *taken(done), *_held_back(done)])
 
 
 def _held_back(done: list[Figures]) -> list[str]:

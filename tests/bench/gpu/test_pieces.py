@@ -21,7 +21,7 @@ from lib_accel.bench.gpu.deadline import Overdue, deadline
 from lib_accel.bench.gpu.floors import CONTROL_MS, FLOORS_MS, case_floor_ms, floor_ms
 from lib_accel.bench.gpu.models import FORMS, Form, ModelError, Where, gpu_or_dry, import_packages, model_of
 from lib_accel.bench.gpu.networks import Networks
-from lib_accel.bench.gpu.parts import DIRECT, PARTS, PROFILE, SPEED, Case
+from lib_accel.bench.gpu.parts import AUTO, DIRECT, PARTS, PROFILE, SPEED, WARM_UP, Case
 from lib_accel.bench.gpu.profile import _largest, _roofline
 from lib_accel.bench.gpu.sides import SIDES, Makers, side
 from lib_accel.bench.gpu.stage import Stage, staged
@@ -372,13 +372,24 @@ def test_an_operation_has_the_time_of_what_it_calls_and_that_has_none_of_its_own
 
 
 def test_every_side_of_every_part_is_known_and_no_row_has_two_names() -> None:
-    of_models = [part for part in PARTS.values() if part.kind in (SPEED, PROFILE)]
+    of_models = [part for part in PARTS.values() if part.kind in (SPEED, PROFILE, WARM_UP)]
     assert {side for part in of_models for side in part.sides} == set(SIDES)
     assert all(case.model in FORMS for part in of_models for case in part.cases)
     for part in PARTS.values():
         names = [(case.name, side) for case, side in part.rows()]
         assert len(set(names)) == len(names)
         assert all(" / " not in text for name in names for text in name)
+
+
+def test_operators_are_measured_ahead_at_the_sizes_of_rows_that_want_them() -> None:
+    warm = {(case.model, case.side_px, case.pictures) for case in PARTS["warm-up"].cases}
+    wanted = [part for part in PARTS.values() if AUTO in part.sides]
+    assert {
+        (case.model, case.side_px, case.pictures)
+        for part in wanted
+        for case in part.cases
+        if case.model != "text"
+    } == warm
 
 
 def test_the_cases_are_those_that_the_targets_name() -> None:

@@ -18,7 +18,19 @@ from lib_accel.bench.gpu.deadline import Overdue
 from lib_accel.bench.gpu.file import DONE, FAILED, LEFT_OUT, OVERDUE, RowFile, row_name
 from lib_accel.bench.gpu.models import Where
 from lib_accel.bench.gpu.ours import _owners
-from lib_accel.bench.gpu.parts import PARTS, SPEED, STOCK, SWITCH, XFORMERS
+from lib_accel.bench.gpu.parts import (
+    AUTO,
+    AUTO_SINGLE,
+    NEAR,
+    OPERATORS,
+    PARTS,
+    PROJECTIONS,
+    SPEED,
+    STOCK,
+    SWITCH,
+    WARM_UP,
+    XFORMERS,
+)
 from lib_accel.bench.gpu.rows import speed_row
 from lib_accel.bench.gpu.sides import SideError
 from lib_accel.bench.gpu.stage import Stage
@@ -137,6 +149,26 @@ def test_profiles_name_three_kernels_and_the_floors_of_operations(dry: Dry) -> N
         assert 0 < sum(each["share"] for each in row["largest"]) <= 1.001
         convolution = next(each for each in row["roofline"] if each["operation"] == "aten.convolution")
         assert convolution["ms"] > convolution["floor_ms"] > 0
+
+
+def test_operators_say_that_there_is_no_choice_on_a_cpu(dry: Dry) -> None:
+    rows = dry.rows(kind=OPERATORS)
+    assert len(rows) == len(PARTS["operators"].cases)
+    assert all("nothing but torch takes its arguments here" in row["reason"] for row in rows)
+    assert all(row["ms"] > row["floor_ms"] > 0 for row in rows)
+    assert {row["share"] for row in dry.rows(kind=NEAR)} == {1.0}
+
+
+def test_projections_are_held_against_each_other_anywhere(dry: Dry) -> None:
+    for row in dry.rows(kind=PROJECTIONS):
+        assert set(row["implementations"]) == {"torch", "packed"}
+        assert row["copies_of_model_mib"] >= row["copies_mib"] > 0
+
+
+def test_nothing_is_tuned_on_a_cpu(dry: Dry) -> None:
+    tuned = [row for row in dry.rows(status=DONE) if row["side"] in (AUTO, AUTO_SINGLE)]
+    assert {row["kind"] for row in tuned} == {SPEED, "profile", WARM_UP}
+    assert {row["about"]["operators"]["sizes"] for row in tuned} == {0}
 
 
 def test_the_file_says_that_the_run_was_dry_and_a_picture_is_beside_it(dry: Dry) -> None:

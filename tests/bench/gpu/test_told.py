@@ -16,7 +16,20 @@ from lib_accel.bench import environment
 from lib_accel.bench.cli import main
 from lib_accel.bench.environment import gpu_clocks, gpu_environment
 from lib_accel.bench.gpu.file import DONE, FAILED
-from lib_accel.bench.gpu.parts import DIRECT, DIRECT_GRAPH, PARTS, PROFILE, SPEED, STOCK, SWITCH
+from lib_accel.bench.gpu.parts import (
+    AUTO,
+    DIRECT,
+    DIRECT_GRAPH,
+    NEAR,
+    OPERATORS,
+    PARTS,
+    PROFILE,
+    PROJECTIONS,
+    SPEED,
+    STOCK,
+    SWITCH,
+    WARM_UP,
+)
 from lib_accel.bench.gpu.plot import figure, save_plot
 from lib_accel.bench.gpu.table import flat_launches, gpu_table
 
@@ -67,7 +80,7 @@ def _figures(*rows: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ([], "--suite gpu needs --part NAME: one of sd15,"),
+        ([], "--suite gpu needs --part NAME: one of warm-up,"),
         (["--part", "sd16"], "argument --part: invalid choice: 'sd16'"),
         (["--part", "text", "--limit-s", "0"], "--limit-s: got 0, expected 1 or more"),
         (["--part", "text", "--row-s", "0"], "--row-s: got 0, expected 1 or more"),
@@ -258,6 +271,87 @@ def test_switches_and_profiles_have_sections_of_their_own() -> None:
     assert "weights after the LoRAs are off: OTHER bits" in text
     assert f"vae 1024, {STOCK}: 40 kernels, 12.5 ms a call, 2.5 of them of no operation" in text
     assert ["aten.mm", "3", "6", "3", "50", "%"] in [line.split() for line in text.splitlines()]
+
+
+OPERATOR = {
+    "operator": "attention",
+    "winner": "flash",
+    "implementations": {"torch": 15.0, "flash": 5.0},
+    "out": {"cudnn": "ValueError: no kernel"},
+    "plain_floor_share": 0.13,
+    "floor_share": 0.4,
+}
+AT_OTHERS = [
+    {"size": "2x3840x320", "winner": "cudnn", "ms": 1.9, "taken_ms": 2.0, "share": 0.95},
+    {"size": "2x3776x320", "winner": "flash", "ms": 2.1, "taken_ms": 2.1, "share": 1.0},
+    {"size": "2x3520x320", "winner": "torch", "ms": 1.0, "taken_ms": None, "share": None},
+]
+TUNED = {
+    "operators": {
+        "sizes": 9,
+        "taken": 5,
+        "by_operator": {"attention": 3, "layer norm": 2},
+        "pending": 0,
+        "fault": None,
+    },
+    "formats": {"model": "last: its residual blocks take 1.00 ms channels first, 0.80 ms channels last"},
+}
+
+
+def _lines(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_an_operator_has_its_winner_its_floor_and_what_was_out() -> None:
+    text = gpu_table(_figures(_speed("contest", "operators", kind=OPERATORS, **OPERATOR)))
+    line = ["15", "5", "3.00", "flash", "2", "40", "%", "13", "%", "1", "1"]
+    assert line in [each[-len(line) :] for each in _lines(text)]
+    assert "out 1 times: attention, cudnn: ValueError: no kernel" in text
+    assert "nothing but plain torch" not in text
+
+
+def test_sizes_without_a_rival_are_told_as_such() -> None:
+    alone = OPERATOR | {"winner": "torch", "implementations": {"torch": 5.0}, "out": {}}
+    text = gpu_table(_figures(_speed("contest", "operators", kind=OPERATORS, **alone)))
+    assert "at 1 sizes nothing but plain torch takes the arguments here" in text
+
+
+def test_sizes_that_nobody_tuned_have_a_share_and_the_least_is_named() -> None:
+    others = [{**each, "implementations": {"torch": 1.0, "flash": 1.0}} for each in AT_OTHERS]
+    text = gpu_table(_figures(_speed("near", "operators-near", kind=NEAR, **OPERATOR, others=others)))
+    assert ["flash", "2x3840x320", "cudnn", "1.9", "2", "95", "%"] in [each[-7:] for each in _lines(text)]
+    assert ["flash", "2x3520x320", "torch", "1", "-", "-"] in [each[-6:] for each in _lines(text)]
+    assert "least share at sizes that nobody tuned: 95 %" in text
+    assert "1 sizes do not take what won at the tuned one" in text
+
+
+def test_projections_have_their_gain_and_their_memory() -> None:
+    told = {"layers": 60, "gain_of_step_ms": 1.5, "copies_mib": 562.5, "copies_of_model_mib": 586.0}
+    text = gpu_table(_figures(_speed("alone", "projections", kind=PROJECTIONS, **told)))
+    assert ["15", "5", "3.00", "60", "1.5", "562", "586"] in [each[-7:] for each in _lines(text)]
+
+
+def test_what_is_tuned_is_told_with_the_memory_format() -> None:
+    text = gpu_table(_figures(_speed(AUTO, about=TUNED)))
+    line = next(line for line in text.splitlines() if "another than plain torch" in line)
+    assert line.startswith(f"sd15 / sd15 512, 1 picture / {AUTO}: 5 of 9 sizes of operators take")
+    assert "(3 attention, 2 layer norm); model: channels last: its residual blocks take 1.00 ms" in line
+
+
+def test_where_nothing_is_tuned_nothing_is_told_of_it() -> None:
+    none = TUNED | {"operators": {**TUNED["operators"], "sizes": 0, "taken": 0, "by_operator": {}}}
+    assert "sizes of operators" not in gpu_table(_figures(_speed(AUTO, about=none)))
+
+
+def test_why_nothing_could_be_measured_is_told() -> None:
+    fault = {"sizes": 2, "taken": 0, "by_operator": {}, "pending": 2, "fault": "no process"}
+    text = gpu_table(_figures(_speed(AUTO, about=TUNED | {"operators": fault})))
+    assert "2 are not measured yet; nothing is measured: no process" in text
+
+
+def test_warming_up_has_its_seconds_and_what_is_taken_since() -> None:
+    told = _speed(AUTO, "warm-up", kind=WARM_UP, measure_s=80.25, about=TUNED)
+    assert ["80.2", "1.0", "9", "5"] in [each[-4:] for each in _lines(gpu_table(_figures(told)))]
 
 
 # The picture
