@@ -28,8 +28,8 @@ def switches() -> tuple[bool, ...]:
     cudnn = torch.backends.cudnn
     return (
         torch.are_deterministic_algorithms_enabled(),
-        cuda.matmul.allow_tf32,
-        cudnn.allow_tf32,
+        allows_tf32(cuda.matmul),
+        allows_tf32(cudnn),
         cudnn.deterministic,
         cuda.flash_sdp_enabled(),
         cuda.mem_efficient_sdp_enabled(),
@@ -38,12 +38,25 @@ def switches() -> tuple[bool, ...]:
     )
 
 
+def allows_tf32(backend: Any) -> bool:
+    """Whether torch.backends.cuda.matmul or torch.backends.cudnn may round to TF32."""
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:  # since torch 2.9, where somebody has set it in the newer way
+        return getattr(backend, "fp32_precision", "") == "tf32"
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is launched on a device now goes into a CUDA graph."""
+    return device.type == "cuda" and bool(torch.cuda.is_current_stream_capturing())
+
+
 def matmul_precision() -> str:
     """The precision of float32 products, as torch.set_float32_matmul_precision takes it."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # since torch 2.9, where somebody has set it for one backend and not for another
-        return "high" if torch.backends.cuda.matmul.allow_tf32 else "highest"
+        return "high" if allows_tf32(torch.backends.cuda.matmul) else "highest"
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:

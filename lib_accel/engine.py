@@ -64,6 +64,7 @@ class Engine:
             lambda device: self._launching.launcher_of(device, host.options()),
             choice,
             tuner,
+            changed=self.release_memory,
         )
         self._choice = self._measured.choice
         self._bindings = Bindings(host)

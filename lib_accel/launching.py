@@ -58,8 +58,7 @@ class Launching:
         codes = 0 if call.choice is None else call.choice.settled()
         if codes is None:  # proofs are made in calls that are not replayed
             return None
-        is_forced, chosen = options.launch == FORCED, (codes, call.rules.tuned)
-        return Terms(options.graph_memory_mib * 2**20, is_forced, chosen, switches())
+        return Terms(options.graph_memory_mib * 2**20, options.launch == FORCED, codes, switches())
 
     def launcher_of(self, device: torch.device, options: Options) -> Launcher | None:
         """What replays calls on a device, if that is asked for."""

@@ -6,6 +6,7 @@ two pictures.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,10 +14,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from lib_accel.blocks.operators import layout
 from lib_accel.blocks.operators.attention import ATTENTION, SAGE_ATTENTION, why_not_sage
 from lib_accel.blocks.operators.layout import RESIDUAL_LAYOUT
 from lib_accel.blocks.operators.operator import Arguments, Operator, Tuned
 from lib_accel.choice import Choice
+from lib_accel.device import OUT_OF_MEMORY
 from lib_accel.formats import Formats
 from lib_accel.graphs.launcher import Launcher
 from lib_accel.graphs.verdicts import Verdicts
@@ -25,6 +28,7 @@ from lib_accel.host import Host
 from lib_accel.options import Options
 from lib_accel.report import FormatCase, TuningReport
 from lib_accel.tuning.asked import Asked
+from lib_accel.tuning.contest import TORCH
 from lib_accel.tuning.tuner import Tuner
 
 SAGE = "sage"  # a value of the option `attention`
@@ -43,8 +47,14 @@ class Measured:
         launcher_of: Callable[[torch.device], Launcher | None],
         choice: Choice | None = None,
         tuner: Tuner | None = None,
+        *,
+        changed: Callable[[], None],
     ) -> None:
-        """`launcher_of`: what replays calls on a device. choice, tuner: None for those of this process."""
+        """`launcher_of`: what replays calls on a device. choice, tuner: None for those of this process.
+
+        changed: is told when other implementations hold, or weights lie elsewhere.
+        """
+        self._changed = changed
         self.choice = choice or Choice(verdicts, workshop_of_this_process(), host.is_busy, launcher_of)
         self._tuner = tuner or Tuner(
             verdicts,
@@ -53,7 +63,7 @@ class Measured:
             lambda device: launcher_of(device) is not None,
         )
         self._formats = Formats(self, verdicts)
-        self._asked: Asked | None = None  # the latest
+        self._asked: dict[torch.device, Asked] = {}  # the latest
 
     def tuned(self, options: Options, device: torch.device) -> Tuned | None:
         """What computes operators on a device, the same object as long as it holds; None for plain torch."""
@@ -63,19 +73,32 @@ class Measured:
         choices = self._tuner.tuned(device)
         if choices is None or options.attention != SAGE:
             return choices
-        if self._asked is None or self._asked.measured is not choices:
-            self._asked = Asked(choices, ATTENTION, SAGE_ATTENTION, why_not_sage)
-        return self._asked
+        asked = self._asked.get(device)
+        if asked is None or asked.measured is not choices:
+            asked = self._asked[device] = Asked(choices, ATTENTION, SAGE_ATTENTION, why_not_sage)
+        return asked
 
     def note_residual(self, args: Arguments) -> None:
-        """A residual block of a model that may be tuned is called; arguments of RESIDUAL_LAYOUT."""
-        if self._formats.note(args):
-            self._tuner.note(RESIDUAL_LAYOUT, args)
+        """A residual block of a model that may be tuned is called; arguments of RESIDUAL_LAYOUT.
+
+        What its operators would be called with channels last is measured before the format is chosen by it.
+        """
+        if not self._formats.note(args):
+            return
+        with contextlib.suppress(*OUT_OF_MEMORY):
+            if RESIDUAL_LAYOUT.others(*args):
+                for operator, inner in layout.calls(*args):
+                    self._tuner.note(operator, inner)
+        self._tuner.note(RESIDUAL_LAYOUT, args)
 
     def verdict(self, operator: Operator, args: Arguments) -> dict[str, float] | None:
-        """Milliseconds by implementation (formats.Measured)."""
+        """Milliseconds of a residual block by memory format (formats.Measured)."""
         verdict = self._tuner.verdict(operator, args)
-        return None if verdict is None else dict(verdict.ms)
+        if verdict is None:
+            return None
+        ms = dict(verdict.ms)
+        first = [ms.pop(name) for name in (TORCH, layout.CHANNELS_FIRST) if name in ms]
+        return ms | ({TORCH: min(first)} if first else {})
 
     def rest(self) -> None:
         """Asks for nothing more and lays weights as they were, where nobody wants us now."""
@@ -83,17 +106,22 @@ class Measured:
         self._lay_back()
 
     def _lay_back(self) -> None:
-        if not self.choice.activity.elsewhere:  # else a later call does it
-            self._formats.undo()
+        # If another thread runs a model, a later call does it.
+        if not self.choice.activity.elsewhere and self._formats.undo():
+            self._changed()
 
     def apply(self, options: Options, models: Sequence[tuple[str, nn.Module]]) -> None:
         """Puts what was found out into effect between pictures; models: whose weights may be laid anew."""
         self.choice.apply()
+        version = self._tuner.version
         self._tuner.apply()
+        if self._tuner.version != version:
+            self._changed()
         if not (options.enabled and options.code in _TUNES):
             self._lay_back()
-        elif not self.choice.activity.elsewhere:  # a preview reads weights; the next picture is soon enough
-            self._formats.apply(models)
+        # Where a preview reads weights, the next picture is soon enough.
+        elif not self.choice.activity.elsewhere and self._formats.apply(models):
+            self._changed()
 
     def finish(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
         """Measures and compiles all that calls so far have asked for; whether that was done in time.
@@ -125,7 +153,7 @@ class Measured:
     def report(self) -> TuningReport:
         """What computes operators and how the weights of models lie, and why."""
         formats = [FormatCase(model, *each) for model, each in self._formats.report().items()]
-        refused = [] if self._asked is None else self._asked.refused()
+        refused = [reason for asked in list(self._asked.values()) for reason in asked.refused()]
         tuning = self._tuner.report()
         cases = [case for case in tuning.cases if case.operator != RESIDUAL_LAYOUT.name]
         return replace(tuning, cases=cases, formats=formats, refused=refused)

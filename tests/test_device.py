@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from lib_accel.device import autocast_dtype, autocast_off, autocast_on
+from lib_accel.device import allows_tf32, autocast_dtype, autocast_off, autocast_on, switches
 
 BF16, F16 = torch.bfloat16, torch.float16
 
@@ -13,6 +13,29 @@ BF16, F16 = torch.bfloat16, torch.float16
 def product_dtype(device: str = "cpu") -> torch.dtype:
     x = torch.ones(2, 2, device=device)
     return torch.mm(x, x).dtype
+
+
+class NewerWay:
+    """A backend of torch 2.9 or newer whose precision was set in the newer way."""
+
+    def __init__(self, precision: str) -> None:
+        self.fp32_precision = precision
+
+    @property
+    def allow_tf32(self) -> bool:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+
+@pytest.mark.parametrize(("precision", "allows"), [("tf32", True), ("ieee", False)])
+def test_a_precision_that_was_set_in_the_newer_way_is_read_in_it(precision: str, allows: bool) -> None:
+    assert allows_tf32(NewerWay(precision)) is allows
+
+
+@pytest.mark.parametrize("allows", [True, False])
+def test_whether_products_may_round_is_read(monkeypatch: pytest.MonkeyPatch, allows: bool) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allows)
+    assert allows_tf32(torch.backends.cudnn) is allows
+    assert switches()[2] is allows
 
 
 def test_without_autocast_there_is_no_dtype() -> None:

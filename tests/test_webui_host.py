@@ -48,6 +48,16 @@ def test_a_saved_value_of_the_wrong_type_is_no_error(
     assert host.options().enabled is enabled
 
 
+def test_a_job_or_a_turn_that_is_not_over_keeps_it_busy(fakes: SimpleNamespace, host: Any) -> None:
+    queue, busy = fakes.call_queue.queue_lock, [host.is_busy()]
+    queue.acquire()
+    busy.append(host.is_busy())
+    queue.release()
+    busy.append(host.is_busy())
+    fakes.shared.state.job = "txt2img"
+    assert [*busy, host.is_busy()] == [False, True, False, True]
+
+
 def test_unknown_settings_of_the_host_hold_nothing_back(host: Any) -> None:
     assert list(host.stand_aside_reasons()) == []
     assert list(host.attention_reasons()) == []

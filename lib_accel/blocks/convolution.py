@@ -33,7 +33,7 @@ _FEW_POSITIONS = 32
 
 
 # Images of so few channels are latents and pictures, which leave the model.
-_FEW_CHANNELS = 4
+_FEW_CHANNELS = 8
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:

@@ -58,7 +58,7 @@ class Terms(NamedTuple):
 
     budget_bytes: int  # of all recordings of an engine
     is_forced: bool  # whether one is replayed even where that gains nothing
-    codes: Hashable  # another value for each choice of codes and implementations
+    codes: int  # version of what choice.Choice says
     switches: tuple[bool, ...] = ()  # of torch's; see device.switches
 
 

@@ -13,7 +13,17 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modules import devices, extensions, launch_utils, paths_internal, scripts, sd_models, sd_unet, shared
+from modules import (
+    call_queue,
+    devices,
+    extensions,
+    launch_utils,
+    paths_internal,
+    scripts,
+    sd_models,
+    sd_unet,
+    shared,
+)
 from torch import nn
 
 from lib_accel.graphs.verdicts import folder_or
@@ -172,8 +182,17 @@ class WebuiHost:
         """Nothing: the Lora extension has read everything before it lets a model be called."""
 
     def is_busy(self) -> bool:
-        """Whether the webui has a job, of whatever kind (modules/shared_state.py)."""
-        return bool(getattr(shared.state, "job", ""))
+        """Whether the webui has a job (modules/shared_state.py), or somebody's turn is not over.
+
+        A checkpoint that is chosen in the page is loaded in a turn of its own, without a job.
+        """
+        if getattr(shared.state, "job", ""):
+            return True
+        lock = call_queue.queue_lock
+        if lock.acquire(blocking=False):
+            lock.release()
+            return False
+        return True
 
     def cache_folder(self) -> Path:
         """Beside the webui's own caches (modules/cache.py), or what ACCEL_CACHE_DIR says."""

@@ -86,6 +86,7 @@ class Choices:
         """Meets all calls anew, with the same choices."""
         with self._lock:
             self._known.clear()
+            self._answers.clear()
 
     def __repr__(self) -> str:
         return f"Choices({self._digest})"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,13 +34,17 @@ class _Out(Exception):
     """An implementation that is not to be had, or not as good. The message says why."""
 
 
+class UnsoundError(Exception):
+    """This process can time nothing any more, as after a capture that CUDA gave up. The message says why."""
+
+
 def hold(
     operator: Operator, args: Arguments, launcher: Launcher | None, measure: Measure = seconds_in_turn
 ) -> Verdict:
     """The winner by name, or TORCH: the fastest that differs by rounding only and gains more than noise.
 
     args: an example, which the contest has for itself. launcher: what records calls where they are replayed.
-    Raises LookupError if there is no rival, and what plain torch raises.
+    Raises LookupError if there is no rival, UnsoundError, and what plain torch raises.
     """
     rivals = operator.others(*args)
     if not rivals:
@@ -56,30 +61,52 @@ def hold(
             faults.append(f"{rival.name}: {error}")
         else:
             sides[rival.name] = lambda rival=rival: rival.run(*args)  # type: ignore[misc]
-    del right
     with as_launched(launcher, device) as launched:
         repeats = _repeats(sides[TORCH], device, measure)
-        timed = {name: launched(_repeated(side, repeats)) for name, side in sides.items()}
-        for side in timed.values():
-            side()
+        timed: dict[str, Side] = {}
+        for name, side in sides.items():
+            repeated = _repeated(side, repeats)
+            timed[name] = launched(repeated)
+            try:
+                # What is timed is what will run: a recording lacks what is launched elsewhere.
+                _demand_recorded(launcher, timed[name] is not repeated)
+                _apart_from(timed[name](), right, limit)
+            except _Out as error:
+                if name == TORCH:
+                    raise UnsoundError(f"plain torch cannot be timed: {error}") from error
+                del timed[name]
+                faults.append(f"{name}, replayed: {error}")
+        del right
         seconds = measure(timed, device)
     code, reason = _winner(seconds)
     ms = {name: 1000 * statistics.median(each) / repeats for name, each in seconds.items()}
     return Verdict(code, "; ".join([reason, *_told(faults)]), apart.get(code), limit, ms)
 
 
+def _demand_recorded(launcher: Launcher | None, is_recorded: bool) -> None:
+    if launcher is None:
+        return
+    if (fault := launcher.fault()) is not None:
+        raise UnsoundError(fault)
+    if not is_recorded:
+        raise _Out("it cannot be recorded")
+
+
 def _apart(rival: Implementation, args: Arguments, right: Tensor, limit: float) -> float:
     """By how much its result differs. Raises _Out if that is too much, or if there is none."""
     try:
-        result = rival.run(*args)
-        form, wanted = (result.dtype, tuple(result.shape)), (right.dtype, tuple(right.shape))
-        if form != wanted:
-            raise _Out(f"its result is {form}, should be {wanted}")
-        apart = difference(result, right)
+        return _apart_from(rival.run(*args), right, limit)
     except (_Out, *OUT_OF_MEMORY):
         raise
     except Exception as error:  # of drivers, of Triton's compiler
         raise _Out(reason_of(error)) from error
+
+
+def _apart_from(result: Tensor, right: Tensor, limit: float) -> float:
+    form, wanted = (result.dtype, tuple(result.shape)), (right.dtype, tuple(right.shape))
+    if form != wanted:
+        raise _Out(f"its result is {form}, should be {wanted}")
+    apart = difference(result, right)
     if math.isinf(apart):
         raise _Out("it is not finite where plain torch is, or the other way round")
     if not apart <= limit:
@@ -88,11 +115,22 @@ def _apart(rival: Implementation, args: Arguments, right: Tensor, limit: float) 
 
 
 def _limit(operator: Operator, args: Arguments, right: Tensor) -> float:
-    limit = tolerance(operator.name, right.dtype)
+    limit = tolerance(operator.name, _coarsest(args, right.dtype))
     if right.dtype is torch.float32:
         with _without_tf32():
             limit += _TF32_SHARE * difference(operator.plain(*args), right)
     return limit
+
+
+def _coarsest(values: Iterable[Any], so_far: torch.dtype) -> torch.dtype:
+    """The dtype that rounds most: of tensors, and of what they are cast to on the way."""
+    for value in values:
+        dtype = value.dtype if isinstance(value, Tensor) else value
+        if isinstance(value, tuple):
+            so_far = _coarsest(value, so_far)
+        elif isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            so_far = max(so_far, dtype, key=lambda each: torch.finfo(each).eps)
+    return so_far
 
 
 @contextlib.contextmanager

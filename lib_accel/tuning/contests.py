@@ -18,6 +18,10 @@ _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.05
 _PATIENCE_S = 20.0  # at the end of the process
 
+# After a worker that had to end before it was through with anything, the next one waits for so long, and
+# twice as long each time: who draws a picture every few seconds would start one after each.
+_SHORTEST_REST_S, _LONGEST_REST_S = 2.0, 120.0
+
 
 class Job(NamedTuple):
     """A contest that is wanted, who wants it, and who is told of it."""
@@ -25,7 +29,6 @@ class Job(NamedTuple):
     owner: object
     contest: Contest
     may_run: Callable[[], bool]  # whether nobody is drawing
-    begin: Callable[[], None]
     done: Callable[[Answer | End], bool]  # whether it is wanted once more, after the others
 
 
@@ -42,6 +45,9 @@ class Contests:
         self._waiting = 0  # callers of `finish`
         self.fault: str | None = None  # why there can be no contest in this process
         self.seconds = 0.0  # that workers took
+        self._rest_s = 0.0  # before the next worker
+        self._rests_until = 0.0
+        self._held = 0  # contests by the latest worker
 
     def pending(self, owner: object) -> int:
         """How many contests of an owner are still to be held."""
@@ -113,7 +119,7 @@ class Contests:
     def _is_wanted(self) -> bool:
         """Waits until a contest may be held; False if none is wanted any more, which ends the thread."""
         with self._changed:
-            while self._jobs and self._next() is None:
+            while self._jobs and (self._next() is None or self._is_resting()):
                 self._changed.wait(_LOOK_EVERY_S)
             if not self._jobs:
                 self._thread = None
@@ -126,7 +132,7 @@ class Contests:
         except OSError as error:
             self._give_up(f"no process to hold contests in: {error}")
             return
-        began = time.monotonic()
+        began, self._held = time.monotonic(), 0
         try:
             found = process.await_ready(lambda: self._next() is None)
             if isinstance(found, End):
@@ -138,6 +144,15 @@ class Contests:
         finally:
             process.end()
             self.seconds += time.monotonic() - began
+            self._rest()
+
+    def _is_resting(self) -> bool:
+        return not self._waiting and time.monotonic() < self._rests_until
+
+    def _rest(self) -> None:
+        longer_s = max(_SHORTEST_REST_S, min(_LONGEST_REST_S, 2 * self._rest_s))
+        self._rest_s = 0.0 if self._held else longer_s
+        self._rests_until = time.monotonic() + self._rest_s
 
     def _next(self) -> Job | None:
         """The first that may be held now."""
@@ -154,7 +169,6 @@ class Contests:
     def _hold(self, process: Process, job: Job) -> bool:
         """Holds a contest; whether the worker still lives."""
         self._now = job
-        job.begin()
         found = process.ask(job.contest, lambda: self._must_stop(job))
         if is_over := isinstance(found, End):
             _log.info("a contest of %s was not held: %s", job.contest.call.operator, found)
@@ -168,6 +182,7 @@ class Contests:
                 is_wanted_again &= len(left) < len(self._jobs)  # or it was cancelled
                 self._jobs = left + [job] * is_wanted_again
                 self._changed.notify_all()
+        self._held += not is_over
         return not is_over
 
     def _give_up(self, reason: str) -> None:

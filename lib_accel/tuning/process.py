@@ -41,6 +41,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,  # who interrupts the host from its terminal does not mean this one
             env=os.environ | {"PYTHONPATH": search_path()},
         )
 

@@ -16,6 +16,7 @@ from lib_accel.graphs.proof import Verdict
 from lib_accel.graphs.structure import digest
 from lib_accel.graphs.verdicts import Verdicts, surroundings
 from lib_accel.report import TuningCase, TuningReport
+from lib_accel.requirements import installed_version
 from lib_accel.tuning.choices import Choices, Met
 from lib_accel.tuning.contest import TORCH
 from lib_accel.tuning.contests import Contests, Job, contests_of_this_process
@@ -120,14 +121,15 @@ class Tuner:
 
     def _choices_now(self, place: _Place) -> Choices:
         kept = self._verdicts.beginning(self._prefix(place))
-        winners = {name: verdict.code for name, verdict in kept.items() if verdict.code != TORCH}
+        found = {name: self._left.get(name, verdict).code for name, verdict in kept.items()}
+        winners = {name: code for name, code in found.items() if code != TORCH}
         return Choices(winners, partial(self._meet, place), self._fail)
 
     def _prefix(self, place: _Place) -> str:
         """Of the names of verdicts that hold there, in every process."""
         with self._lock:
             if place not in self._prefixes:
-                where = (surroundings(place.device), place.is_launched, place.settings)
+                where = (surroundings(place.device), installed_version("xformers"), *place[1:])
                 self._prefixes[place] = f"operator {digest(*where)} "
             return self._prefixes[place]
 
@@ -161,8 +163,7 @@ class Tuner:
             self._wished.add(name)
         place = case.place
         contest = Contest(self._table, case.call, place.is_launched, place.settings)
-        begin, done = partial(self._verdicts.begin_trial, name), partial(self._done, name)
-        self._contests.submit(Job(self, contest, self._may_run, begin, done))
+        self._contests.submit(Job(self, contest, self._may_run, partial(self._done, name)))
 
     def _may_run(self) -> bool:
         return self._activity.is_idle() and not self._is_busy()
@@ -170,27 +171,24 @@ class Tuner:
     def _done(self, name: str, found: Answer | End) -> bool:
         """Keeps what a contest has shown; whether it is to be held once more."""
         if isinstance(found, End):
-            if found.is_ours:
-                self._verdicts.end_trial(name)
-                return True
-            self._verdicts.lose_trial(name)
+            if not found.is_ours:
+                self._verdicts.lose_trial(name)
             if self._known(name) is None:
                 return True
-        elif name not in self._wished:  # forgotten meanwhile
-            self._verdicts.end_trial(name)
-        elif found.is_kept:
-            self._verdicts.put(name, found.verdict)
-        else:
-            self._verdicts.end_trial(name)
-            self._left[name] = found.verdict
+        elif name in self._wished:  # else it was forgotten meanwhile
+            if found.is_kept:
+                self._verdicts.put(name, found.verdict)
+            else:
+                self._left[name] = found.verdict
         with self._lock:
             self._wished.discard(name)
             self._is_stale = True
         return False
 
     def _fail(self, name: str, reason: str) -> None:
-        self._verdicts.put(name, Verdict(TORCH, reason))
+        """In this process only: it may be somebody else's error that came to light there."""
         with self._lock:
+            self._left[name] = Verdict(TORCH, reason)
             self._is_stale = True
 
     # Between pictures

@@ -25,7 +25,7 @@ from lib_accel.device import OUT_OF_MEMORY
 from lib_accel.errors import reason_of
 from lib_accel.graphs.cuda_graph import launcher_of_this_process
 from lib_accel.graphs.proof import Verdict
-from lib_accel.tuning.contest import TORCH, hold
+from lib_accel.tuning.contest import TORCH, UnsoundError, hold
 from lib_accel.tuning.settings import Settings
 from lib_accel.tuning.signature import Call, example
 
@@ -87,6 +87,8 @@ def main() -> int:
     def say(message: object) -> None:
         print(json.dumps(message), file=answers, flush=True)
 
+    if torch.cuda.is_available():  # a full GPU takes no further process, whatever it is to do
+        torch.empty(1, device="cuda")
     say(_READY)
     while True:
         answer = judge(pickle.loads(contests.get()))
@@ -106,6 +108,8 @@ def judge(contest: Contest) -> Answer:
     try:
         with _current(device), torch.no_grad():
             answer = _held(contest, device)
+    except UnsoundError:
+        os._exit(1)
     except OUT_OF_MEMORY as error:
         answer = Answer(Verdict(TORCH, f"not tried: {reason_of(error)}"), is_kept=False)
     except Exception as error:  # of drivers, of Triton's compiler, of the operator

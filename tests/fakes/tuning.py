@@ -34,17 +34,21 @@ class FakeTuner:
     """What engines ask of tuning.tuner.Tuner."""
 
     def __init__(self, taking: Taking | None = None) -> None:
-        self.taking = taking or Taking()
+        self.taking = self._applied = taking or Taking()
         self.applied = self.finished = self.cancelled = 0
         self.noted: list[Arguments] = []
         self.ms: dict[str, float] | None = None  # of any call of any operator
         self.pending = 0
+        self.version = 0
 
     def tuned(self, device: torch.device) -> Taking:
         return self.taking
 
     def apply(self) -> None:
+        """Puts what is taken into effect: from now on it is another version."""
         self.applied += 1
+        self.version += self.taking is not self._applied
+        self._applied = self.taking
 
     def note(self, operator: Operator, args: Arguments) -> None:
         self.noted.append(args)

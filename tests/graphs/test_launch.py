@@ -770,3 +770,25 @@ def test_a_trial_is_noted_on_disk_while_it_lasts_and_once(
     bench.warm()
     bench.warm(drawn(1, 5))
     assert seen == [1, 0]
+
+
+# Inputs that lie otherwise than their copies
+
+
+def strided() -> tuple[Tensor]:
+    return (torch.randn(3, 8, generator=torch.Generator().manual_seed(0))[:, ::2],)
+
+
+def askew() -> tuple[Tensor]:
+    """Memory that does not begin where a kernel reads 16 bytes at once."""
+    whole = torch.randn(13, generator=torch.Generator().manual_seed(0))
+    return (whole[1:].view(3, 4),)
+
+
+@pytest.mark.parametrize(("given", "runs"), [(drawn(0), 2), (strided(), 3), (askew(), 3)], ids=range(3))
+def test_what_lies_otherwise_runs_as_it_is_recorded_once_before(given: tuple[Tensor], runs: int) -> None:
+    bench = Bench()
+    bench.run(given)
+    bench.runs = 0
+    assert way_of(bench.run(given)) == "recorded"
+    assert bench.runs == runs  # the call itself, as it is recorded, and that recorded

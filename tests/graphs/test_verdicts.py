@@ -298,34 +298,23 @@ def test_an_interrupted_trial_stays_until_the_cache_is_cleared(folder: Path) -> 
 def test_a_trial_that_is_lost_twice_is_at_the_usual_code(folder: Path) -> None:
     verdicts, found = Verdicts(folder), []
     for _ in range(2):
-        verdicts.begin_trial("a")
-        found.append(verdicts.get("a", usual="torch"))
         verdicts.lose_trial("a")
         found.append(verdicts.get("a", usual="torch"))
-    assert found == [None, None, None, Verdict("torch", ENDED_TWICE.reason)]
+    assert found == [None, Verdict("torch", ENDED_TWICE.reason)]
 
 
 def test_lost_trials_are_counted_from_start_to_start(folder: Path) -> None:
     for _ in range(2):
-        verdicts = Verdicts(folder)
-        verdicts.begin_trial("a")
-        verdicts.lose_trial("a")
+        Verdicts(folder).lose_trial("a")
     assert Verdicts(folder).get("a") == ENDED_TWICE
 
 
 def test_a_trial_that_ends_well_takes_back_one_that_was_lost(folder: Path) -> None:
     verdicts = Verdicts(folder)
-    verdicts.begin_trial("a")
     verdicts.lose_trial("a")
     verdicts.begin_trial("a")
     verdicts.end_trial("a")
     assert trials(folder) == {}
-
-
-def test_a_trial_of_another_process_is_not_lost(folder: Path, others: subprocess.Popen[bytes]) -> None:
-    trying(folder, "a", others.pid)
-    Verdicts(folder).lose_trial("a")
-    assert trials(folder) == {"a": {"process": others.pid, "tries": 2}}
 
 
 # Codes of others

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from lib_accel.blocks.operators.operator import Implementation, Operator
+from lib_accel.errors import CaptureError
 from lib_accel.graphs import proof
 from lib_accel.graphs.proof import Side, Verdict, tolerance
 from lib_accel.graphs.recorder import Recorder
-from lib_accel.tuning.contest import TORCH, Measure, hold
+from lib_accel.tuning.contest import TORCH, Measure, UnsoundError, hold
 from lib_accel.tuning.settings import Settings, allow_tf32_in_products
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
@@ -163,6 +165,52 @@ def test_sides_are_timed_as_recordings_where_calls_are_replayed() -> None:
 
     hold(rivals(quick=plain), (X,), recorder, measure)
     assert replayed == [0, 2]  # how long plain torch takes, and the contest
+
+
+def unrecordable(x: Tensor) -> Tensor:
+    """As what is launched elsewhere: it cannot be recorded."""
+    if RECORDER.is_recording(x.device):
+        raise CaptureError("launched elsewhere")
+    return plain(x)
+
+
+def missing(x: Tensor) -> Tensor:
+    """As what is launched elsewhere: its recording lacks it."""
+    return torch.zeros_like(x) if RECORDER.is_recording(x.device) else plain(x)
+
+
+RECORDER = Recorder()
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (unrecordable, "quick, replayed: it cannot be recorded"),
+        (missing, "quick, replayed: it differs by 1.0e+00"),
+    ],
+    ids=["refused", "lacking"],
+)
+def test_what_cannot_be_replayed_right_is_out_where_calls_are_replayed(run: Run, reason: str) -> None:
+    verdict = hold(rivals(quick=run), (X,), RECORDER, clock(quick=1))
+    assert verdict.code == TORCH
+    assert reason in verdict.reason
+
+
+def test_a_process_that_can_record_nothing_any_more_holds_no_contest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RECORDER, "fault", lambda: "a capture failed")
+    with pytest.raises(UnsoundError, match="a capture failed"):
+        hold(rivals(quick=plain), (X,), RECORDER, clock(quick=1))
+
+
+class Use(NamedTuple):
+    out_dtype: torch.dtype
+
+
+@pytest.mark.parametrize("value", [torch.float16, Use(torch.float16)], ids=["value", "use"])
+def test_what_is_rounded_on_the_way_may_differ_by_that(value: Any) -> None:
+    others = [Implementation("quick", lambda x, value: plain(x) * 1.001)]
+    operator = Operator("sum", lambda x, value: plain(x), lambda x, value: others, ((0,), ()))
+    assert hold(operator, (X, value), None, clock(quick=1)).code == "quick"
 
 
 # Float32, in which TF32 may be allowed

@@ -53,7 +53,6 @@ class Place:
         self.again: list[bool] = []  # whether the next that ends is wanted again
         self.workers: list[FakeProcess] = []
         self.asked: list[Contest] = []
-        self.begun: list[Contest] = []
         self.done: list[tuple[Contest, Answer | End]] = []
         self.fault: OSError | None = None
 
@@ -75,7 +74,7 @@ class Place:
             self.done.append((wanted, found))
             return isinstance(found, End) and (found.is_ours or bool(self.again and self.again.pop()))
 
-        return Job(owner, wanted, self._may_run, lambda: self.begun.append(wanted), done)
+        return Job(owner, wanted, self._may_run, done)
 
     def _may_run(self) -> bool:
         self.looks += 1
@@ -99,7 +98,7 @@ def place() -> Place:
 def test_contests_are_held_one_after_the_other_by_one_worker(place: Place) -> None:
     place.submit(FIRST, SECOND, THIRD)
     place.finish()
-    assert place.asked == place.begun == [FIRST, SECOND, THIRD]
+    assert place.asked == [FIRST, SECOND, THIRD]
     assert place.done == [(FIRST, QUICK), (SECOND, QUICK), (THIRD, QUICK)]
     assert [worker.is_ended for worker in place.workers] == [True]
 
@@ -220,7 +219,7 @@ def test_a_worker_that_is_never_ready_is_a_fault_and_no_contests(place: Place) -
     place.submit(FIRST)
     place.finish()
     assert place.contests.fault == "no contest can be held: the process ended with 1 before it began"
-    assert (place.begun, place.workers[0].is_ended) == ([], True)
+    assert (place.asked, place.workers[0].is_ended) == ([], True)
 
 
 def test_a_worker_that_is_stopped_before_it_is_ready_is_no_fault(place: Place) -> None:
@@ -228,6 +227,24 @@ def test_a_worker_that_is_stopped_before_it_is_ready_is_no_fault(place: Place) -
     place.submit(FIRST)
     place.finish()
     assert (place.contests.fault, place.done) == (None, [(FIRST, QUICK)])
+
+
+def test_workers_that_end_for_nothing_follow_each_other_ever_more_slowly(place: Place) -> None:
+    rests = []
+    for held in (0, 0, 0, 1, 0):
+        place.contests._held = held
+        place.contests._rest()
+        rests.append(place.contests._rest_s)
+    assert rests == [2.0, 4.0, 8.0, 0.0, 2.0]
+
+
+def test_a_worker_does_not_follow_at_once_on_one_that_ended_for_nothing(place: Place) -> None:
+    place.readiness = [STOPPED]
+    place.submit(FIRST)
+    wait_until(lambda: place.contests._is_resting())
+    assert (len(place.workers), place.contests.pending(place)) == (1, 1)
+    place.finish()  # for somebody who waits, it does
+    assert len(place.workers) == 2
 
 
 def test_seconds_are_counted(place: Place) -> None:
@@ -241,7 +258,7 @@ def test_a_bug_in_who_is_told_lets_nobody_wait(place: Place, monkeypatch: pytest
         raise ZeroDivisionError
 
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
-    place.contests.submit(Job(place, FIRST, lambda: True, lambda: None, fail))
+    place.contests.submit(Job(place, FIRST, lambda: True, fail))
     place.finish()
     assert [worker.is_ended for worker in place.workers] == [True]
 

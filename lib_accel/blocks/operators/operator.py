@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from lib_accel.device import OUT_OF_MEMORY, is_compiling
+from lib_accel.device import OUT_OF_MEMORY, is_capturing, is_compiling
 
 # Tensors, None for one that is missing, or values that can be hashed and that print themselves wholly.
 Arguments = tuple[Any, ...]
@@ -47,15 +47,14 @@ def by_tile(name: str, function: Callable[..., Tensor], tiles: Iterable[Any]) ->
 
 def run(operator: Operator, tuned: Tuned | None, *args: Any) -> Tensor:
     """The operator's result by the implementation that was chosen, or by plain torch."""
-    if tuned is None or is_compiling():
-        return operator.plain(*args)
-    chosen = tuned.implementation(operator, args)
-    if chosen is None:
+    if tuned is None or is_compiling() or (chosen := tuned.implementation(operator, args)) is None:
         return operator.plain(*args)
     try:
         return chosen.run(*args)
     except OUT_OF_MEMORY:
-        raise  # plain torch needs no less
+        raise  # whoever called the block knows what to do then
     except Exception as error:  # of drivers, of Triton's compiler: an image must come out
+        if is_capturing(args[0].device):  # the capture is lost, whoever's fault that is
+            raise
         tuned.note_failure(operator, chosen, error)
         return operator.plain(*args)
