@@ -55,7 +55,7 @@ class Fuser:
     """
 
     def __init__(
-        self, models: Mapping[str, nn.Module], look: Look = LiveModels, hold: Hold = HeldWeight
+        self, models: Mapping[str, nn.Module], look: Look | None = None, hold: Hold | None = None
     ) -> None:
         self._models = weakref.WeakValueDictionary(models)
         self._look, self._hold_one = look, hold
@@ -134,7 +134,7 @@ class Fuser:
     def _live_now(self) -> LiveModels:
         models = dict(self._models)
         if self._live is None or not self._live.is_current(models):
-            self._live = self._look(models)
+            self._live = (self._look or LiveModels)(models)
         return self._live
 
     def _apply(self, targets: Targets, live: LiveModels) -> int:
@@ -179,7 +179,7 @@ class Fuser:
         for device, new in by_device.items():
             copy = copier(device, sum(weight.numel() * weight.element_size() for weight in new.values()))
             for place, weight in new.items():
-                self._held[place] = self._hold_one(weight, copy, self._uploads)
+                self._held[place] = (self._hold_one or HeldWeight)(weight, copy, self._uploads)
 
     def _write(self, changes: Sequence[tuple[HeldWeight, tuple[Pair, ...]]]) -> None:
         """Writes all weights or, if one fails, none: those before it get back what they had."""
