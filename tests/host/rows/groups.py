@@ -21,6 +21,7 @@ from . import (
     shapes,
     text,
     trouble,
+    tuned,
     vae,
 )
 from .networks import merged
@@ -99,6 +100,7 @@ GROUPS: tuple[Group, ...] = (
     group("checkpoints", checkpoints.rows(), models=("tiny", "xl", "v2")),
     group("compiled", compiled.rows()),
     group("product", product.rows(), stock=False, ui=True),
+    group("tuned", tuned.rows(), ui=True),
     group("others", others.rows(), others=others.FOLDERS, models=("tiny", "wide")),
     group("steps", cost.rows(), flags=("--opt-sdp-attention",)),
     group(

@@ -254,12 +254,12 @@ from lib_accel.blocks import {0} as module
 extension._engine.release_memory()
 broken, calls, original = extension._engine._bindings.broken, [], module.{1}
 known = len(broken)
-def failing(*args):
+def failing(*args, **options):
     calls.append(1)
     if len(broken) > known:
         module.{1} = original
     if len(calls) < {2} or len(broken) > known:
-        return original(*args)
+        return original(*args, **options)
     raise RuntimeError("a failure made by a test")
 module.{1} = failing
 store["mend"] = lambda: setattr(module, "{1}", original)
