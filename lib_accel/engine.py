@@ -113,7 +113,10 @@ class Engine:
         self.generation = Generation(networks=self.generation.networks)
 
     def _apply(self) -> None:
-        self._measured.apply(self._host.options(), self._host.models())
+        try:
+            self._measured.apply(self._host.options(), self._host.models())
+        except Exception as error:  # an image must come out; what holds goes on
+            self._log_once("what was measured", _Failure.of(error), "the picture is drawn as the one before")
 
     def release_memory(self) -> None:
         """Drops all CUDA graphs, for somebody who needs the memory. What is drawn again is captured again."""
@@ -406,10 +409,14 @@ class Engine:
             self.generation.add([message])
         if is_lasting and not failure.is_passing:
             self._bindings.broken[module] = message
-        key = type(module).__name__, failure.kind
-        if key not in self._logged:
-            self._logged.add(key)
-            _log.error("%s %s; the host's own module ran instead\n%s", key[0], message, failure.traceback)
+        self._log_once(type(module).__name__, failure, "the host's own module ran instead")
+
+    def _log_once(self, what: str, failure: _Failure, instead: str) -> None:
+        """Once for each kind of failure."""
+        if (what, failure.kind) not in self._logged:
+            self._logged.add((what, failure.kind))
+            said = f"{what} failed: {failure.kind}: {failure.message}"
+            _log.error("%s; %s\n%s", said, instead, failure.traceback)
 
 
 def _launchers() -> dict[str, Launcher]:

@@ -105,6 +105,14 @@ def test_choices_come_into_effect_between_pictures_only(stage: Stage) -> None:
     assert stage.tuner.applied == applied + 1
 
 
+def test_a_fault_between_pictures_ends_none(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    plain = stage.draw()
+    stage.tuner.apply = lambda: 1 / 0  # type: ignore[assignment, return-value]
+    assert all(torch.equal(stage.draw(), plain) for _ in range(2))
+    assert stage.engine.generation.model_calls == 1
+    assert caplog.text.count("what was measured failed: ZeroDivisionError") == 1
+
+
 def test_other_choices_are_recorded_anew() -> None:
     unet, tuner = tiny_unet(), FakeTuner()
     with LaunchingStudio.opened(tuner=tuner) as studio:
