@@ -14,6 +14,7 @@ from typing import NamedTuple
 from lib_accel.errors import CompileError
 from lib_accel.graphs.activity import Activity, activity_of_this_process
 from lib_accel.graphs.compiler import Compiler, Graph
+from lib_accel.graphs.waiters import Waiters
 from lib_accel.graphs.worker import Part, compile_elsewhere
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Workshop:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()  # ends the helper's process
         self._changed = threading.Condition()
-        self._waiting = 0  # callers of `finish`
+        self._waiters = Waiters(self._changed)  # callers of `finish`
 
     def pending(self, owner: object) -> int:
         """How many graphs of an owner are still to be made."""
@@ -96,19 +97,7 @@ class Workshop:
 
         `tell` hears what is left.
         """
-        with self._changed:
-            self._waiting += 1
-            self._changed.notify_all()
-            try:
-                return self._changed.wait_for(lambda: self._tell(owner, tell) == 0, timeout_s)
-            finally:
-                self._waiting -= 1
-
-    def _tell(self, owner: object, tell: Callable[[int], None] | None) -> int:
-        left = self.pending(owner)
-        if tell is not None:
-            tell(left)
-        return left
+        return self._waiters.wait(lambda: self.pending(owner), timeout_s, tell)
 
     def _work(self) -> None:
         try:
@@ -158,7 +147,7 @@ class Workshop:
         """Waits until nobody is disturbed, or somebody waits; False if the job was cancelled meanwhile."""
         with self._changed:
             while job in self._jobs and not (
-                self._waiting or (self.activity.is_idle() and not job.is_busy())
+                self._waiters or (self.activity.is_idle() and not job.is_busy())
             ):
                 self._changed.wait(_LOOK_EVERY_S)
             return job in self._jobs

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from lib_accel.graphs.waiters import Waiters
 from lib_accel.tuning.process import End, Process
 from lib_accel.tuning.worker import Answer, Contest
 
@@ -42,7 +43,7 @@ class Contests:
         self._now: Job | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-        self._waiting = 0  # callers of `finish`
+        self._waiters = Waiters(self._changed)  # callers of `finish`
         self.fault: str | None = None  # why there can be no contest in this process
         self.seconds = 0.0  # that workers took
         self._rest_s = 0.0  # before the next worker
@@ -92,19 +93,7 @@ class Contests:
 
         `tell` hears what is left.
         """
-        with self._changed:
-            self._waiting += 1
-            self._changed.notify_all()
-            try:
-                return self._changed.wait_for(lambda: self._tell(owner, tell) == 0, timeout_s)
-            finally:
-                self._waiting -= 1
-
-    def _tell(self, owner: object, tell: Callable[[int], None] | None) -> int:
-        left = self.pending(owner)
-        if tell is not None:
-            tell(left)
-        return left
+        return self._waiters.wait(lambda: self.pending(owner), timeout_s, tell)
 
     def _work(self) -> None:
         try:
@@ -147,7 +136,7 @@ class Contests:
             self._rest()
 
     def _is_resting(self) -> bool:
-        return not self._waiting and time.monotonic() < self._rests_until
+        return not self._waiters and time.monotonic() < self._rests_until
 
     def _rest(self) -> None:
         longer_s = max(_SHORTEST_REST_S, min(_LONGEST_REST_S, 2 * self._rest_s))
@@ -160,7 +149,7 @@ class Contests:
             return next((job for job in self._jobs if self._may_hold(job)), None)
 
     def _may_hold(self, job: Job) -> bool:
-        return self._waiting > 0 or job.may_run()
+        return bool(self._waiters) or job.may_run()
 
     def _must_stop(self, job: Job) -> bool:
         with self._changed:
