@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib_accel.blocks.operators.operator import Arguments, Implementation, Operator
+from lib_accel.blocks.operators.operator import Arguments, Implementation, Operator, Result
 from lib_accel.device import OUT_OF_MEMORY
 from lib_accel.errors import reason_of
 from lib_accel.graphs.launcher import Launcher
@@ -50,7 +50,7 @@ def hold(
     if not rivals:
         raise LookupError(f"nothing but {TORCH} takes its arguments here")
     right = operator.plain(*args)
-    device, limit = right.device, _limit(operator, args, right)
+    device, limit = tensors_of(right)[0].device, _limit(operator, args, right)
     apart: dict[str, float] = {}
     faults: list[str] = []
     sides: dict[str, Side] = {TORCH: lambda: operator.plain(*args)}
@@ -92,7 +92,12 @@ def _demand_recorded(launcher: Launcher | None, is_recorded: bool) -> None:
         raise _Out("it cannot be recorded")
 
 
-def _apart(rival: Implementation, args: Arguments, right: Tensor, limit: float) -> float:
+def tensors_of(result: Result) -> tuple[Tensor, ...]:
+    """The tensors that an operator gives, at least one."""
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _apart(rival: Implementation, args: Arguments, right: Result, limit: float) -> float:
     """By how much its result differs. Raises _Out if that is too much, or if there is none."""
     try:
         return _apart_from(rival.run(*args), right, limit)
@@ -102,11 +107,12 @@ def _apart(rival: Implementation, args: Arguments, right: Tensor, limit: float) 
         raise _Out(reason_of(error)) from error
 
 
-def _apart_from(result: Tensor, right: Tensor, limit: float) -> float:
-    form, wanted = (result.dtype, tuple(result.shape)), (right.dtype, tuple(right.shape))
+def _apart_from(result: Result, right: Result, limit: float) -> float:
+    """By how much it differs where it does most, of all tensors. Raises _Out if that is too much."""
+    form, wanted = _form(result), _form(right)
     if form != wanted:
         raise _Out(f"its result is {form}, should be {wanted}")
-    apart = difference(result, right)
+    apart = _difference(result, right)
     if math.isinf(apart):
         raise _Out("it is not finite where plain torch is, or the other way round")
     if not apart <= limit:
@@ -114,11 +120,21 @@ def _apart_from(result: Tensor, right: Tensor, limit: float) -> float:
     return apart
 
 
-def _limit(operator: Operator, args: Arguments, right: Tensor) -> float:
-    limit = tolerance(operator.name, _coarsest(args, right.dtype))
-    if right.dtype is torch.float32:
+def _form(result: Result) -> str:
+    return ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in tensors_of(result))
+
+
+def _difference(result: Result, right: Result) -> float:
+    apart = map(difference, tensors_of(result), tensors_of(right))
+    return max(apart, key=lambda each: math.inf if math.isnan(each) else each)
+
+
+def _limit(operator: Operator, args: Arguments, right: Result) -> float:
+    dtypes = {each.dtype for each in tensors_of(right)}
+    limit = tolerance(operator.name, _coarsest(args, max(dtypes, key=lambda each: torch.finfo(each).eps)))
+    if torch.float32 in dtypes:
         with _without_tf32():
-            limit += _TF32_SHARE * difference(operator.plain(*args), right)
+            limit += _TF32_SHARE * _difference(operator.plain(*args), right)
     return limit
 
 

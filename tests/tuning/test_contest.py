@@ -91,8 +91,8 @@ def test_one_that_differs_as_rounding_does_may_win() -> None:
 OUT: dict[str, tuple[Run, str]] = {
     "wrong": (off(2e-5), "it differs by 2.0e-05, tolerated are 2.0e-06"),
     "raising": (lambda x: x.view(3), "RuntimeError: shape '[3]' is invalid for input of size 16"),
-    "other shape": (lambda x: plain(x)[:1], "its result is (torch.float32, (1, 8)), should be"),
-    "other dtype": (lambda x: plain(x).double(), "its result is (torch.float64, (2, 8)), should be"),
+    "other shape": (lambda x: plain(x)[:1], "its result is torch.float32 (1, 8), should be"),
+    "other dtype": (lambda x: plain(x).double(), "its result is torch.float64 (2, 8), should be"),
     "NaN": (lambda x: plain(x) * math.nan, "it is not finite where plain torch is, or the other way round"),
 }
 
@@ -109,6 +109,23 @@ def test_one_that_is_out_does_not_hinder_the_others() -> None:
     verdict = hold(rivals(wrong=off(1.0), quick=plain), (X,), None, clock(quick=5))
     assert (verdict.code, sorted(verdict.ms)) == ("quick", ["quick", TORCH])
     assert verdict.reason.startswith("50 % less time than torch; wrong: it differs by")
+
+
+def several(*shares: float) -> Operator:
+    """Of several results each is off by its share in what is not plain torch."""
+    rival = Implementation("quick", lambda x: tuple(off(share)(x) for share in shares))
+    return Operator("sum", lambda x: tuple(plain(x) for _ in shares), lambda x: [rival], ((0,),))
+
+
+def test_several_results_may_differ_as_far_as_one() -> None:
+    verdict = hold(several(0.0, 0.5 * LIMIT), (X,), None, clock(quick=5))
+    assert verdict.code == "quick"
+    assert verdict.difference == pytest.approx(0.5 * LIMIT, rel=0.2)
+
+
+@pytest.mark.parametrize("shares", [(0.0, 1.0), (1.0, 0.0), (0.0, math.nan), (math.nan, 0.0)])
+def test_one_of_several_results_that_is_wrong_is_one_too_many(shares: tuple[float, ...]) -> None:
+    assert hold(several(*shares), (X,), None, clock(quick=5)).code == TORCH
 
 
 def test_of_many_that_are_out_three_are_told() -> None:

@@ -13,19 +13,22 @@ from lib_accel.device import OUT_OF_MEMORY, is_capturing, is_compiling
 # Tensors, None for one that is missing, or values that can be hashed and that print themselves wholly.
 Arguments = tuple[Any, ...]
 
+# A tensor, or a tuple of them. One operator always gives the same.
+Result = Any
+
 
 class Implementation(NamedTuple):
     """One way to compute an operator, called with the operator's arguments, which it leaves as they are."""
 
     name: str  # the same in every process: choices are kept by it
-    run: Callable[..., Tensor]
+    run: Callable[..., Result]
 
 
 class Operator(NamedTuple):
-    """A function of tensors and of values that are none, and what computes it."""
+    """A function of tensors and of values that are none, and what computes it; see Arguments and Result."""
 
     name: str
-    plain: Callable[..., Tensor]  # plain torch, under no autocast
+    plain: Callable[..., Result]  # plain torch, under no autocast
     others: Callable[..., Sequence[Implementation]]  # of the arguments: those that take them on their device
     varies: tuple[tuple[int, ...], ...]  # by argument: dimensions whose size varies from picture to picture
 
@@ -40,13 +43,24 @@ class Tuned(Protocol):
         """The implementation raised that error, and plain torch follows."""
 
 
-def by_tile(name: str, function: Callable[..., Tensor], tiles: Iterable[Any]) -> list[Implementation]:
+def by_tile(name: str, function: Callable[..., Result], tiles: Iterable[Any]) -> list[Implementation]:
     """A kernel with each of its tiles, which `function` takes as its last argument, by name."""
     return [Implementation(f"{name}, {tile!r}", partial(function, tile=tile)) for tile in tiles]
 
 
 def run(operator: Operator, tuned: Tuned | None, *args: Any) -> Tensor:
-    """The operator's result by the implementation that was chosen, or by plain torch."""
+    """The result of an operator that gives one tensor, as chosen, or by plain torch."""
+    result: Tensor = _run(operator, tuned, args)
+    return result
+
+
+def run_several(operator: Operator, tuned: Tuned | None, *args: Any) -> tuple[Tensor, ...]:
+    """The same of an operator that gives several."""
+    result: tuple[Tensor, ...] = _run(operator, tuned, args)
+    return result
+
+
+def _run(operator: Operator, tuned: Tuned | None, args: Arguments) -> Result:
     if tuned is None or is_compiling() or (chosen := tuned.implementation(operator, args)) is None:
         return operator.plain(*args)
     try:
