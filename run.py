@@ -137,15 +137,17 @@ def doctor(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def test(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Runs the tests that need no GPU, network or webui.
+    """Runs the tests that need no GPU, network or webui, in a process a core, four at most.
 
-    What follows the command goes to pytest as it is, for example:
+    What follows the command goes to pytest as it is, which then is one process, for example:
       run.py test tests/test_layering.py
       run.py test -k layering -x
       run.py test -m gpu        the tests that need a CUDA device
       run.py test -m slow       the tests that take long
     """
-    return _run([_python_with(FOR_TESTS), "-m", "pytest", *rest])
+    # All of them side by side: a file at a time, since what its tests share is made once a process.
+    arguments_of_all = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+    return _run([_python_with(FOR_TESTS), "-m", "pytest", *(rest or arguments_of_all)])
 
 
 def check(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -103,6 +103,14 @@ def test_command_installs_what_it_needs_and_passes_on_words_and_status(
 
 
 @needs_posix
+def test_all_tests_run_side_by_side_and_chosen_ones_one_after_the_other(project: Path, log: Path) -> None:
+    _run("test", project=project)
+    assert log.read_text().splitlines()[-1].startswith("-m pytest -n auto ")
+    _run("test", "-m", "gpu", project=project)
+    assert log.read_text().splitlines()[-1] == "-m pytest -m gpu"
+
+
+@needs_posix
 def test_demo_and_bench_install_once(project: Path, log: Path) -> None:
     _run("demo", project=project)
     assert _installed(log) == ["requirements.txt"]
