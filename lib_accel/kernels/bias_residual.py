@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lib_accel.kernels import configs
 from lib_accel.kernels.configs import Tile
+from lib_accel.kernels.order import FIRST, LAST, Case, in_order
 from lib_accel.kernels.support import current, programs, why_not_programs, why_not_tensors, why_not_vectors
 from lib_accel.kernels.tolerance import rounded
 
@@ -49,8 +50,10 @@ def why_not(x: Tensor, bias: Tensor | None, residual: Tensor) -> tuple[str, ...]
 
 def candidates(x: Tensor, bias: Tensor | None, residual: Tensor) -> Sequence[Tile]:
     """Tiles that `launch` may take for these, its own first. Call it only where `why_not` is empty."""
-    columns = _matrix(x, residual)[1]
-    return configs.candidates(configs.BIAS_RESIDUAL, columns)
+    _, columns, channels = _matrix(x, residual)
+    kind = LAST if _is_last(x, residual) else FIRST
+    case = Case("bias_residual", kind, x.dtype, x.numel() // channels, channels)
+    return in_order(configs.candidates(configs.BIAS_RESIDUAL, columns), case, x.device)
 
 
 def launch(x: Tensor, bias: Tensor | None, residual: Tensor, *, tile: Tile | None = None) -> Tensor:

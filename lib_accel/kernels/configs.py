@@ -75,6 +75,17 @@ def pick(table: Mapping[int, tuple[Entry, ...]], size: int) -> Entry:
     return candidates(table, size)[0]
 
 
+def group_norm(elements: int, pixels: int, *, is_last: bool) -> tuple[Line | Chunk, ...]:
+    """Ways to compute a group norm of so many elements a group and pixels an image, the usual one first."""
+    split = candidates(CHUNKS_CHANNELS_LAST if is_last else CHUNKS_CHANNELS_FIRST, pixels)
+    if elements <= SPLIT_FROM:
+        return candidates(WHOLE_GROUPS, elements)
+    if elements > max(WHOLE_GROUPS):
+        return split
+    whole = candidates(WHOLE_GROUPS, elements)
+    return (*whole, *split) if elements <= WHOLE_UP_TO else (*split, *whole)
+
+
 # Group norm of groups that one program walks over, by elements a group. All threads of one program read the
 # more at once, the fewer programs there are.
 WHOLE_GROUPS: Mapping[int, tuple[Line, ...]] = MappingProxyType(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lib_accel.kernels import configs
 from lib_accel.kernels.configs import Tile
+from lib_accel.kernels.order import Case, in_order
 from lib_accel.kernels.support import current, programs, why_not_programs, why_not_tensors
 from lib_accel.kernels.tolerance import rounded
 
@@ -43,7 +44,9 @@ def why_not(x: Tensor) -> tuple[str, ...]:
 
 def candidates(x: Tensor) -> Sequence[Tile]:
     """Tiles that `launch` may take for x, its own first. Call it only where `why_not` is empty."""
-    return configs.candidates(configs.GEGLU, x.shape[-1] // 2)
+    inner = x.shape[-1] // 2
+    case = Case("geglu", "", x.dtype, x.numel() // x.shape[-1], inner)
+    return in_order(configs.candidates(configs.GEGLU, inner), case, x.device)
 
 
 def launch(x: Tensor, *, tile: Tile | None = None) -> Tensor:

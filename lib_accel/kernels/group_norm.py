@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lib_accel.kernels import configs
 from lib_accel.kernels.configs import Chunk, Line
+from lib_accel.kernels.order import FIRST, LAST, Case, in_order
 from lib_accel.kernels.support import (
     DTYPES,
     INT32,
@@ -154,16 +155,12 @@ def why_not_images(
 
 def ways(images: tuple[Tensor, ...], norm: Norm) -> Sequence[Way]:
     """`candidates` of one image, or of two that are joined along their channels."""
-    pixels = images[0].shape[2] * images[0].shape[3]
-    elements = sum(image.shape[1] for image in images) // norm.groups * pixels
-    chunks = configs.CHUNKS_CHANNELS_LAST if _is_last(images) else configs.CHUNKS_CHANNELS_FIRST
-    split = configs.candidates(chunks, pixels)
-    if elements <= configs.SPLIT_FROM:
-        return configs.candidates(configs.WHOLE_GROUPS, elements)
-    if elements > max(configs.WHOLE_GROUPS):
-        return split
-    whole = configs.candidates(configs.WHOLE_GROUPS, elements)
-    return (*whole, *split) if elements <= configs.WHOLE_UP_TO else (*split, *whole)
+    batch, _, height, width = images[0].shape
+    channels, pixels = sum(image.shape[1] for image in images), height * width
+    is_last = bool(_is_last(images))
+    tiles = configs.group_norm(channels // norm.groups * pixels, pixels, is_last=is_last)
+    case = Case("group_norm", LAST if is_last else FIRST, images[0].dtype, batch * pixels, channels)
+    return in_order(tiles, case, images[0].device)
 
 
 def launch_images(given: Given, *, out: Tensor, joined: Tensor | None, tile: Way | None) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lib_accel.kernels import configs
 from lib_accel.kernels.configs import Tile
+from lib_accel.kernels.order import Case, in_order
 from lib_accel.kernels.support import (
     DTYPES,
     current,
@@ -62,7 +63,9 @@ def why_not(x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.
 
 def candidates(x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Sequence[Tile]:
     """Tiles that `launch` may take for these, its own first. Call it only where `why_not` is empty."""
-    return configs.candidates(configs.WHOLE_ROWS, x.shape[-1])
+    width = x.shape[-1]
+    case = Case("layer_norm", "", x.dtype, x.numel() // width, width)
+    return in_order(configs.candidates(configs.WHOLE_ROWS, width), case, x.device)
 
 
 def launch(

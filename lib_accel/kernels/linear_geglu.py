@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lib_accel.kernels import configs, geglu
 from lib_accel.kernels.configs import Gated
+from lib_accel.kernels.order import Case, in_order
 from lib_accel.kernels.support import (
     INT32,
     current,
@@ -76,7 +77,9 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[str, ...]:
 
 def candidates(x: Tensor, weight: Tensor, bias: Tensor | None) -> Sequence[Gated]:
     """Tiles that `launch` may take for these, its own first. Call it only where `why_not` is empty."""
-    return configs.candidates(_table(x.device), x.numel() // x.shape[-1])
+    rows = x.numel() // x.shape[-1]
+    case = Case("linear_geglu", "", x.dtype, rows, x.shape[-1])
+    return in_order(configs.candidates(_table(x.device), rows), case, x.device)
 
 
 def launch(x: Tensor, weight: Tensor, bias: Tensor | None, *, tile: Gated | None = None) -> Tensor:

@@ -25,6 +25,9 @@ class Variant(NamedTuple):
     has_bfloat16: bool = False  # which Turing lacks
     stages: int | None = None  # of a pipeline of loads; None leaves that to Triton
     capabilities: tuple[int, ...] = ()  # times ten, that may take it; () for all
+    tile: Any = None  # of a table, whole
+    dtype: torch.dtype | None = None  # of what goes in
+    is_last: bool | None = None  # whether images lie with their channels last; None where there are none
 
 
 class _Case(NamedTuple):
@@ -47,9 +50,14 @@ _CASES = (
     _Case(torch.float32, "odd", is_joined=False, has_weight=True, has_shift=True),
 )
 
-# Which GPUs take which table of linear_geglu.py: Ampere and Ada; Hopper and Blackwell.
+# What registers and shared memory are read of for the tables of GPUs (tabulate.py).
+_USUAL = tuple(
+    _Case(dtype, "aligned", is_joined=False, has_weight=True) for dtype in (torch.float16, torch.float32)
+)
+
+# Which GPUs take which table of linear_geglu.py: Ampere, Ada and consumers' Blackwell; Hopper and Blackwell.
 _GATED = (
-    (configs.LINEAR_GEGLU, (80, 86, 89)),
+    (configs.LINEAR_GEGLU, (80, 86, 89, 120)),
     (configs.LINEAR_GEGLU_LARGE, (90, 100)),
 )
 
@@ -64,12 +72,25 @@ def variants() -> Iterator[Variant]:
             yield from _bias_residual(case)
             yield from _linear_geglu(case)
             yield from _lora_fuse(case)
+    yield from _group_moments()
+
+
+def usual_variants() -> Iterator[Variant]:
+    """Those of one case a dtype, which says what a tile takes of a GPU in most calls."""
+    for case in _USUAL:
+        for kernel in (_group_norm, _layer_norm, _geglu, _bias_residual, _linear_geglu):
+            yield from kernel(case)
+    yield from (each for each in _group_moments() if each.sizes == "odd")
+
+
+def _group_moments() -> Iterator[Variant]:
     for line in _tiles(configs.GROUP_MOMENTS):
         singles = dict.fromkeys(("means", "squares", "mean_out", "scale_out"), torch.float32)
         for sizes in ("odd", "one"):
             label = f"{line}, {sizes}"
+            constants = {"BLOCK": line.block}
             yield Variant(
-                "group_norm", "group_moments", label, singles, {"BLOCK": line.block}, sizes, line.warps
+                "group_norm", "group_moments", label, singles, constants, sizes, line.warps, tile=line
             )
 
 
@@ -92,18 +113,16 @@ def _group_norm(case: _Case) -> Iterator[Variant]:
     for last in (False, True):
         constants = {"LAST": last, **image_constants}
         for line in _tiles(configs.WHOLE_GROUPS):
-            label = _label(case, line, last)
             whole = {**constants, **after, "BLOCK": line.block}
             pointers = {**images, **ending}
-            yield _variant(case, "group_norm", "whole_groups", label, pointers, whole, line.warps)
+            yield _variant(case, "group_norm", "whole_groups", line, pointers, whole, last)
         for chunk in _tiles(configs.CHUNKS_CHANNELS_LAST if last else configs.CHUNKS_CHANNELS_FIRST):
-            label = _label(case, chunk, last)
             tile = {**constants, "CHANNELS": chunk.channels, "PIXELS": chunk.pixels}
             partial = {**images, "means": torch.float32, "squares": torch.float32}
-            yield _variant(case, "group_norm", "partial_moments", label, partial, tile, chunk.warps)
+            yield _variant(case, "group_norm", "partial_moments", chunk, partial, tile, last)
             pointers = {**images, "mean_in": torch.float32, "scale_in": torch.float32, **ending}
             applied = {**tile, **after}
-            yield _variant(case, "group_norm", "normalise", label, pointers, applied, chunk.warps)
+            yield _variant(case, "group_norm", "normalise", chunk, pointers, applied, last)
 
 
 def _layer_norm(case: _Case) -> Iterator[Variant]:
@@ -111,15 +130,14 @@ def _layer_norm(case: _Case) -> Iterator[Variant]:
     pointers = {"x": case.dtype, "out": case.dtype, **affine}
     for tile in _tiles(configs.WHOLE_ROWS):
         sides = {"ROWS": tile.high, "COLUMNS": tile.wide, **constants}
-        label = _label(case, tile)
-        yield _variant(case, "layer_norm", "whole_rows", label, pointers, sides, tile.warps)
+        yield _variant(case, "layer_norm", "whole_rows", tile, pointers, sides)
 
 
 def _geglu(case: _Case) -> Iterator[Variant]:
     pointers = {"x": case.dtype, "out": case.dtype}
     for tile in _tiles(configs.GEGLU):
         sides = {"ROWS": tile.high, "COLUMNS": tile.wide}
-        yield _variant(case, "geglu", "gated", _label(case, tile), pointers, sides, tile.warps)
+        yield _variant(case, "geglu", "gated", tile, pointers, sides)
 
 
 def _bias_residual(case: _Case) -> Iterator[Variant]:
@@ -128,8 +146,7 @@ def _bias_residual(case: _Case) -> Iterator[Variant]:
     for last in (False, True):
         for tile in _tiles(configs.BIAS_RESIDUAL):
             sides = {"LAST": last, "ROWS": tile.high, "COLUMNS": tile.wide, **constants}
-            label = _label(case, tile, last)
-            yield _variant(case, "bias_residual", "added", label, pointers, sides, tile.warps)
+            yield _variant(case, "bias_residual", "added", tile, pointers, sides, last)
 
 
 def _linear_geglu(case: _Case) -> Iterator[Variant]:
@@ -141,20 +158,12 @@ def _linear_geglu(case: _Case) -> Iterator[Variant]:
         for tile in _tiles(table):
             sides = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "BAND": tile.band}
             more = {"IS_EVEN": case.sizes == "aligned", **constants}
-            variant = _variant(
-                case,
-                "linear_geglu",
-                "product_gated",
-                _label(case, tile),
-                pointers,
-                {**sides, **more},
-                tile.warps,
-            )
+            variant = _variant(case, "linear_geglu", "product_gated", tile, pointers, {**sides, **more})
             yield variant._replace(stages=tile.stages, capabilities=capabilities)
 
 
 def _lora_fuse(case: _Case) -> Iterator[Variant]:
-    tables = {"layers": torch.int64, "pairs": torch.int64, "scales": torch.float32}
+    tables = {"layers": torch.int64, "pairs": torch.int64}
     for factor in dict.fromkeys((case.dtype, torch.float32)):
         for tile in _tiles(configs.FUSE_SINGLE if factor is torch.float32 else configs.FUSE_HALF):
             constants = {
@@ -165,8 +174,8 @@ def _lora_fuse(case: _Case) -> Iterator[Variant]:
                 "WIDTH": tile.width,
                 "RANK": tile.rank,
             }
-            label = f"{_label(case, tile)}, factors {_short(factor)}"
-            yield _variant(case, "lora_fuse", "summed", label, tables, constants, tile.warps)
+            variant = _variant(case, "lora_fuse", "summed", tile, tables, constants)
+            yield variant._replace(label=f"{variant.label}, factors {_short(factor)}")
 
 
 _AFFINE = ("weight", "bias")
@@ -176,13 +185,24 @@ def _variant(
     case: _Case,
     room: str,
     kernel: str,
-    label: str,
+    tile: Any,
     pointers: Mapping[str, torch.dtype],
     constants: Mapping[str, Any],
-    warps: int,
+    is_last: bool | None = None,
 ) -> Variant:
-    has_bfloat16 = case.dtype is torch.bfloat16
-    return Variant(room, kernel, label, pointers, constants, case.sizes, warps, has_bfloat16)
+    return Variant(
+        room,
+        kernel,
+        _label(case, tile, is_last),
+        pointers,
+        constants,
+        case.sizes,
+        tile.warps,
+        has_bfloat16=case.dtype is torch.bfloat16,
+        tile=tile,
+        dtype=case.dtype,
+        is_last=is_last,
+    )
 
 
 def _tensors(

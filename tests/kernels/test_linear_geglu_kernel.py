@@ -82,9 +82,9 @@ def test_each_tile_of_each_table_equals_the_exact_result(table: dict[int, tuple[
             assert_near(launch(*args, tile=tile), exact(*args), ONCE)
 
 
-def test_candidates_are_those_of_the_rows_with_the_tables_own_first() -> None:
+def test_candidates_are_those_of_the_rows() -> None:
     few, many = (candidates(*arguments(rows, 16, 16, torch.float16)) for rows in (256, 257))
-    assert few[0] != many[0]
+    assert {*few} != {*many}
     assert all(2 <= len({*map(repr, each)}) == len(each) <= 5 for each in (few, many))
 
 

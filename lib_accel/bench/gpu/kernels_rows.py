@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lib_accel.bench.gpu.counting import costs, launches
 from lib_accel.bench.gpu.floors import floor_ms
+from lib_accel.bench.gpu.kernels_cases import predicted_ms
 from lib_accel.bench.gpu.kernels_shapes import SHAPES, toy_of
 from lib_accel.bench.gpu.kernels_subjects import Results, Way, subject_of
 from lib_accel.bench.gpu.models import Where
@@ -22,6 +23,7 @@ from lib_accel.bench.gpu.timing import Pace, Turn, paired_ms, ratio_figures
 from lib_accel.errors import CaptureError
 from lib_accel.graphs.cuda_graph import launcher_of_this_process
 from lib_accel.graphs.launcher import Launcher
+from lib_accel.kernels.gpus import Gpu, floor_us, gpu_on
 from lib_accel.kernels.tolerance import Tolerance
 
 Figures = dict[str, Any]
@@ -46,7 +48,7 @@ class KernelStand:
     """A kernel at one shape, as its rows find it; plain torch runs alone once, when that is first needed."""
 
     def __init__(self, case: Case, where: Where, pace: Pace, makers: Makers) -> None:
-        shape = SHAPES[case.name]
+        shape = self.shape = SHAPES[case.name]
         self.where, self.makers = where, makers
         self.pace = replace(pace, run_ms=min(pace.run_ms, _RUN_MS), most_calls=_MOST_CALLS)
         self.subject = subject_of(toy_of(shape) if where.is_toy else shape, where.device)
@@ -56,6 +58,11 @@ class KernelStand:
             self.why_no_graph = "there is no GPU"
         elif self.subject.is_replayed:
             self.launcher = launcher_of_this_process()
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """What is known of this GPU; None of others, and in a dry run."""
+        return None if self.where.is_toy else gpu_on(self.where.device)
 
     @functools.cached_property
     def sets(self) -> list[tuple[Any, ...]]:
@@ -124,6 +131,7 @@ def kernel_row(stand: KernelStand, name: str) -> Figures:
         "floor_ms": least,
         "floor_share": least / speed["ms"],
         "plain_floor_share": least / speed["stock_ms"],
+        **of_this_gpu(stand, chosen, speed["ms"]),
         # If only memory counted, and each byte was moved as fast by plain torch.
         "predicted_ratio": facts["plain_bytes"] / subject.least_bytes,
         "tolerance_share": share,
@@ -133,6 +141,18 @@ def kernel_row(stand: KernelStand, name: str) -> Figures:
         "input_sets": len(stand.sets),
         "about": chosen.about,
     }
+
+
+def of_this_gpu(stand: KernelStand, chosen: Chosen, ms: float) -> Figures:
+    """The kernel's time as predicted, and the floor by the GPU's own figures; None where they are unknown."""
+    subject, gpu = stand.subject, stand.gpu
+    if gpu is None:
+        return {"predicted_ms": None, "own_floor_ms": None, "own_floor_share": None}
+    least = floor_us(gpu, subject.flop, subject.least_bytes) / 1000
+    predicted = None
+    if chosen.way is subject.kernel:
+        predicted = predicted_ms(stand.shape, subject.candidates(*subject.inputs)[0], gpu)
+    return {"predicted_ms": predicted, "own_floor_ms": least, "own_floor_share": least / ms}
 
 
 def chosen_way(stand: KernelStand, name: str) -> Chosen:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from lib_accel.bench.gpu.operators_shapes import ENOUGH
 from lib_accel.bench.table import aligned
 
 Figures = Mapping[str, Any]
@@ -17,6 +18,8 @@ KERNEL_REMARKS = (
     "bytes, or of a product's arithmetic where that takes longer",
     "at most: bytes that plain torch's operations move, divided by those: the gain if only memory counted",
     "of tolerance: the largest error against float64, as a share of what the kernel's table allows",
+    "predicted: the kernel's ms by lib_accel/kernels/predict.py, which no GPU has confirmed; own floor: by "
+    "the figures at which this GPU is sold; both of GPUs in lib_accel/kernels/gpus.py only",
     "on a GPU plain torch returns an image of channels last with channels first; a copy back is not counted",
 )
 
@@ -28,11 +31,13 @@ def kernels(rows: list[Figures]) -> str:
         "side",
         "plain ms",
         "ms",
+        "predicted",
         "ratio",
         "95 %",
         "at most",
         "MiB at least",
         "floor",
+        "own floor",
         "launches",
         "of tolerance",
         "plain's",
@@ -46,11 +51,13 @@ def _kernel(row: Figures) -> list[str]:
         row["side"],
         f"{row['stock_ms']:.3g}",
         f"{row['ms']:.3g}",
+        _known(row.get("predicted_ms")),
         f"{row['ratio']:.2f}",
         f"{row['ratio_low95']:.2f}-{row['ratio_high95']:.2f}",
         f"{row['predicted_ratio']:.1f}",
         f"{row['least_bytes'] / 2**20:.3g}",
         f"{100 * row['floor_share']:.3g} %",
+        _known(row.get("own_floor_share"), percent=True),
         f"{_count(row['plain_launches'])} to {_count(row['launches'])}",
         f"{row['tolerance_share']:.2f}",
         f"{row['plain_tolerance_share']:.2f}",
@@ -84,8 +91,24 @@ def tunings(rows: list[Figures]) -> str:
         if row["tile"] is not None
     ]
     untried = len(rows) - len(lines)
-    told = [aligned(headings, lines)] if lines else []
+    told = [aligned(headings, lines), _own(rows)] if lines else []
     return "\n".join([*told, *([f"{untried} shapes without a launch to tune"] if untried else [])])
+
+
+def _own(rows: list[Figures]) -> str:
+    """How often what is taken where nobody tunes is as good as what tuning finds, by kernel."""
+    by_kernel: dict[str, list[bool]] = {}
+    for row in rows:
+        if row["tile"] is not None:
+            by_kernel.setdefault(row["case"].split()[0], []).append(1 / row["ratio"] >= ENOUGH)
+    parts = [f"{kernel} at {sum(each)} of {len(each)}" for kernel, each in by_kernel.items()]
+    return f"the table's own tile has {100 * ENOUGH:.0f} % of the best one's speed: {', '.join(parts)} shapes"
+
+
+def _known(value: float | None, *, percent: bool = False) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.3g} %" if percent else f"{value:.3g}"
 
 
 def _count(launches: int | None) -> str:

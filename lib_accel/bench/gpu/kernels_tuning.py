@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from lib_accel.bench.gpu.kernels_cases import all_tiles
 from lib_accel.bench.gpu.kernels_rows import Figures, KernelStand, chosen_way, replayed
 from lib_accel.bench.gpu.kernels_subjects import Way
 from lib_accel.bench.gpu.parts import KERNEL
@@ -26,7 +27,8 @@ def tuning_row(stand: KernelStand, name: str) -> Figures:
     if chosen.about:
         return {"tile": None, "best": None, "ratio": 1.0, "tried": [], "about": chosen.about}
     own, *others = stand.subject.candidates(*stand.subject.inputs)
-    tried = [_tried(stand, own, other) for other in dict.fromkeys((*others, *neighbours(own)))]
+    rivals = dict.fromkeys((*others, *all_tiles(stand.shape, stand.gpu), *neighbours(own)))
+    tried = [_tried(stand, own, other) for other in rivals if other != own]
     # Below 1 in the whole interval is noise or worse: the table's own tile stays the best then.
     faster = [each for each in tried if each.get("ratio_low95", 0.0) > 1.0]
     best = max(faster, key=lambda each: each["ratio"], default={"tile": repr(own), "ratio": 1.0})

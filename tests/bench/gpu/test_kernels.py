@@ -19,6 +19,7 @@ from torch import Tensor
 from lib_accel.bench.gpu import kernels_rows as rows
 from lib_accel.bench.gpu import kernels_subjects
 from lib_accel.bench.gpu.file import DONE
+from lib_accel.bench.gpu.kernels_cases import predicted_ms
 from lib_accel.bench.gpu.kernels_rows import KernelStand, chosen_way, distance, kernel_row, replayed, timed
 from lib_accel.bench.gpu.kernels_shapes import SHAPES, SINGLE_SILU, Shape, toy_of
 from lib_accel.bench.gpu.kernels_subjects import subject_of
@@ -30,6 +31,7 @@ from lib_accel.bench.gpu.table import gpu_table
 from lib_accel.bench.gpu.timing import DRY, Pace
 from lib_accel.graphs.recorder import Recorder
 from lib_accel.kernels import configs
+from lib_accel.kernels.gpus import GPUS
 from lib_accel.kernels.tolerance import Tolerance
 
 CPU = torch.device("cpu")
@@ -174,6 +176,20 @@ def test_a_row_has_times_bytes_floor_and_distance(side: str) -> None:
     assert (row["plain_launches"], row["launches"] is None) == (6, side == KERNEL_COMPILED)
 
 
+def test_a_row_of_a_known_gpu_has_its_prediction_and_its_own_floor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stand = stand_of("geglu")
+    _replace_kernel(stand)
+    assert kernel_row(stand, KERNEL)["predicted_ms"] is None
+    monkeypatch.setattr(KernelStand, "gpu", H200)
+    row, compiled = kernel_row(stand, KERNEL), kernel_row(stand, KERNEL_COMPILED)
+    assert row["predicted_ms"] == predicted_ms(stand.shape, OWN[0], H200) > 0.01
+    assert compiled["predicted_ms"] is None
+    assert row["own_floor_ms"] == pytest.approx(row["least_bytes"] / 4.8e9)
+    assert row["own_floor_share"] == pytest.approx(row["own_floor_ms"] / row["ms"])
+
+
 def test_milliseconds_are_those_of_one_call_not_of_a_pass_over_the_sets() -> None:
     stand = stand_of("geglu")
 
@@ -271,6 +287,18 @@ def tuned() -> dict[str, Any]:
     return tuning_row(stand, "neighbours")
 
 
+def _replace_kernel(stand: KernelStand) -> None:
+    """By its reference, with any tile."""
+    subject = stand.subject
+
+    def kernel(x: Tensor, tile: object = None) -> tuple[Tensor, ...]:
+        return subject.reference(x)
+
+    stand.subject = subject._replace(kernel=kernel, why_not=lambda x: (), candidates=lambda x: OWN)
+
+
+H200 = next(gpu for gpu in GPUS if gpu.name == "H200")
+
 # As a table has them for a shape.
 OWN = (configs.Tile(high=8, wide=256, warps=4), configs.Tile(high=8, wide=512, warps=8))
 
@@ -301,6 +329,15 @@ def test_graphs_are_recorded_with_the_tile_that_they_are_to_show() -> None:
     stand.launcher = Recorder()
     tuning_row(stand, "neighbours")
     assert seen[-8:] == [4] * 4 + [8] * 4  # of the last neighbour: the table's, then its own, two sets twice
+
+
+def test_all_tiles_of_a_known_gpus_kernel_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = stand_of("geglu")
+    _replace_kernel(stand)
+    monkeypatch.setattr(KernelStand, "gpu", H200)
+    tried = [each["tile"] for each in tuning_row(stand, "neighbours")["tried"]]
+    assert {*map(repr, configs.GEGLU[configs.ANY][1:])} < {*tried}
+    assert len(tried) == len({*tried, repr(OWN[0])}) - 1
 
 
 def test_without_a_launch_there_is_nothing_to_tune_and_the_row_says_why() -> None:
@@ -351,6 +388,8 @@ ROW: dict[str, Any] = {
     "status": DONE,
     "stock_ms": 0.05,
     "ms": 0.025,
+    "predicted_ms": 0.0206,
+    "own_floor_share": 0.71,
     "ratio": 2.0,
     "ratio_low95": 1.9,
     "ratio_high95": 2.1,
@@ -375,7 +414,8 @@ def _lines(*rows: dict[str, Any]) -> list[str]:
 def test_a_row_of_kernels_has_its_figures_in_their_units() -> None:
     _, _, part, _, line, remark = _lines(ROW)
     assert part == "kernels"
-    values = ["0.05", "0.025", "2.00", "1.90-2.10", "1.7", "60", "58.5", "%", "2", "to", "1", "0.90", "0.80"]
+    values = ["0.05", "0.025", "0.0206", "2.00", "1.90-2.10", "1.7", "60"]
+    values += ["58.5", "%", "71", "%", "2", "to", "1", "0.90", "0.80"]
     assert line.split()[-len(values) :] == values
     assert remark == "1 rows launched by graph"
 
@@ -398,7 +438,8 @@ def test_the_best_tile_of_a_shape_is_a_line() -> None:
     told = _lines(first, second, row | {"tile": None})
     assert told[4].split()[-5:] == ["Tile(1)", "Tile(2)", "1.20", "2", "1"]
     assert told[5].split()[-4:] == ["-", "1.20", "2", "1"]
-    assert told[6] == "1 shapes without a launch to tune"
+    assert told[6] == "the table's own tile has 95 % of the best one's speed: geglu at 0 of 2 shapes"
+    assert told[7] == "1 shapes without a launch to tune"
 
 
 def _tensors(values: Any) -> list[Tensor]:
