@@ -17,7 +17,7 @@ from lib_accel.bench.stats import never_slower
 from lib_accel.bench.suites import FULL, QUICK, SUITES
 from lib_accel.bench.table import HEADINGS, aligned, lora_lines, row
 
-LORA, GRAPHS, GPU = "lora", "graphs", "gpu"
+LORA, GRAPHS, GPU, MEMORY = "lora", "graphs", "gpu", "memory"
 
 # Of sizes.SIZES and graphs_models.WIDTHS, which are not imported to read the command line.
 LORA_SIZES = ("tiny", "sd15", "sdxl")
@@ -43,10 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m lib_accel bench", description="Times stock diffusers and ours in turn.")
     parser.add_argument(
         "--suite",
-        choices=[*sorted(SUITES), LORA, GRAPHS, GPU],
+        choices=[*sorted(SUITES), LORA, GRAPHS, MEMORY, GPU],
         default="cpu",
         help="which cases: cpu, steps of models; lora, kinds of networks and switches; graphs, what "
-        "compiling costs and brings; gpu, full-size models on an NVIDIA GPU (default: cpu)",
+        "compiling costs and brings; memory, what large pictures hold; gpu, full-size models on an NVIDIA "
+        "GPU (default: cpu)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to write all figures to")
     parser.add_argument(
@@ -107,6 +108,8 @@ def _bench(argv: list[str]) -> int:
         return _bench_lora(arguments)
     if arguments.suite == GRAPHS:
         return _bench_graphs(arguments)
+    if arguments.suite == MEMORY:
+        return _bench_memory(arguments)
     if arguments.suite == GPU:
         with _threads(arguments.threads):
             return bench_gpu(arguments)
@@ -160,6 +163,23 @@ def _bench_graphs(arguments: argparse.Namespace) -> int:
     from lib_accel.bench.graphs_table import graphs_table
 
     print(f"{_machine(report['environment'])}\n\n{graphs_table(report)}")
+    if arguments.json:
+        print(f"written: {arguments.json}")
+    return 0
+
+
+def _bench_memory(arguments: argparse.Namespace) -> int:
+    from lib_accel.bench.quiet import quiet
+
+    with quiet(), _threads(arguments.threads):
+        from lib_accel.bench.memory_suite import CASES, memory_suite, memory_table
+        from lib_accel.bench.progress import Progress
+
+        count = sum(case.quick or not arguments.quick for case in CASES)
+        with Progress(count) as progress:
+            report = memory_suite(is_quick=arguments.quick, tell=progress.begin)
+    print(f"{_machine(report['environment'])}\n\n{memory_table(report)}")
+    _keep(report, arguments.json)
     if arguments.json:
         print(f"written: {arguments.json}")
     return 0

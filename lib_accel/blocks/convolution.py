@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,20 +56,30 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> 
     return image.contiguous() if len(weight) <= _FEW_CHANNELS else image
 
 
-def result_like(x: Tensor, weight: Tensor, spec: ConvSpec, dtype: torch.dtype) -> Tensor:
-    """An empty image of the shape and memory format that the convolution of these has, in `dtype`."""
+def result_like(
+    x: Tensor, weight: Tensor, spec: ConvSpec, dtype: torch.dtype, size: tuple[int, int] | None = None
+) -> Tensor:
+    """An empty image of the shape and memory format that the convolution of these has, in `dtype`.
+
+    size: height and width, if not x is convolved but what is made of it.
+    """
     is_last = not weight.is_contiguous() or (
         not x.is_contiguous() and (x.device.type != "cpu" or weight.shape[2:] == (1, 1))
     )
     is_last = is_last and len(weight) > _FEW_CHANNELS
     layout = torch.channels_last if is_last else torch.contiguous_format
-    shape = (len(x), len(weight), *_output_size(x, weight, spec))
+    shape = (
+        x.shape[0],
+        len(weight),
+        *output_size(size or x.shape[2:], weight, spec),
+    )  # a compiler takes len for a number
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
 
 
-def _output_size(x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[int, int]:
+def output_size(size: Sequence[int], weight: Tensor, spec: ConvSpec) -> tuple[int, int]:
+    """Height and width of the convolution of an image of that height and width."""
     height, width = (
-        (x.shape[axis + 2] + 2 * spec.padding[axis] - spec.dilation[axis] * (weight.shape[axis + 2] - 1) - 1)
+        (size[axis] + 2 * spec.padding[axis] - spec.dilation[axis] * (weight.shape[axis + 2] - 1) - 1)
         // spec.stride[axis]
         + 1
         for axis in (0, 1)
@@ -77,7 +88,7 @@ def _output_size(x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[int, int]:
 
 
 def _output_positions(x: Tensor, weight: Tensor, spec: ConvSpec) -> int:
-    height, width = _output_size(x, weight, spec)
+    height, width = output_size(x.shape[2:], weight, spec)
     return x.shape[0] * height * width
 
 
@@ -88,5 +99,5 @@ def _convolve_by_product(x: Tensor, weight: Tensor, bias: Tensor | None, spec: C
     )  # (batch, in * height * width of the kernel, positions)
     columns = unfolded.transpose(0, 1).reshape(unfolded.shape[1], -1)
     product = torch.mm(weight.view(out, -1), columns)
-    image = product.view(out, batch, *_output_size(x, weight, spec)).transpose(0, 1).contiguous()
+    image = product.view(out, batch, *output_size(x.shape[2:], weight, spec)).transpose(0, 1).contiguous()
     return image if bias is None else image.add_(bias[:, None, None])

@@ -19,6 +19,7 @@ from lib_accel.blocks.ops import (
     linear_add,
     tokens_of,
 )
+from lib_accel.blocks.pieces import convolution_by, convolved, dtype_of, padded, pieces_for
 from lib_accel.blocks.rules import Rules
 from lib_accel.blocks.sample import ConvWeights
 
@@ -52,10 +53,13 @@ def image_attention(
     w = weights
     normed = group_norm(x, w.norm, w.norm_bias, spec.norm, rules, to=rules.matmul)
     tokens = tokens_of(normed).contiguous()  # else torch adds each bias in a step of its own
+    del normed
     query = linear(tokens, w.query.flatten(1), w.query_bias, rules)
     key = linear(tokens, w.key.flatten(1), w.key_bias, rules)
     value = linear(tokens, w.value.flatten(1), w.value_bias, rules)
+    del tokens
     mixed, out = attention(query, key, value, spec.heads, rules), w.out.flatten(1)
+    del query, key, value
     if has_channels_last(x):
         return image_of(linear_add(mixed, out, w.out_bias, tokens_of(x), rules), x)
     # The image comes first: the result is laid out in memory as it is, not as the tokens are.
@@ -64,4 +68,7 @@ def image_attention(
 
 def shrink(x: Tensor, weights: ConvWeights, spec: ConvSpec, rules: Rules) -> Tensor:
     """A strided convolution of an image that is padded by one row below and one column to the right."""
+    if (cut := pieces_for(x.numel(), x, rules)) is not None:
+        source = padded(x, dtype_of(x, rules))
+        return convolved(source, convolution_by(rules, weights.weight, weights.bias, spec), cut)
     return conv2d(F.pad(x, (0, 1, 0, 1)), weights.weight, weights.bias, spec, rules)

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_accel.blocks.convolution import ConvSpec, convolve
-from lib_accel.blocks.operators.attention import ATTENTION
+from lib_accel.blocks.operators.attention import ATTENTION, in_torch
 from lib_accel.blocks.operators.casts import cast
 from lib_accel.blocks.operators.convolution_add import CONVOLUTION_ADD
-from lib_accel.blocks.operators.convolution_norm import CONVOLUTION_NORM
+from lib_accel.blocks.operators.convolution_norm import run_handed
 from lib_accel.blocks.operators.gated_linear import GATED_LINEAR
 from lib_accel.blocks.operators.group_norm import GROUP_NORM, GroupNormSpec, GroupNormUse
 from lib_accel.blocks.operators.layer_norm import LAYER_NORM, LayerNormUse
@@ -39,7 +39,7 @@ def conv2d_add(
 
 
 def conv2d_norm_silu(
-    x: Tensor,
+    handed: list[Tensor],
     convolution: tuple[Tensor, Tensor | None],
     spec: ConvSpec,
     shift: Tensor | None,
@@ -49,10 +49,11 @@ def conv2d_norm_silu(
 ) -> Tensor:
     """`silu(group_norm(conv2d(...) + shift))` as a convolution wants it: in the rules' dtype of products.
 
-    convolution, norm: weight and bias of each. shift: (batch, out) or None.
+    handed: holds the image, and nothing afterwards: its memory is free once it is convolved, if nobody else
+    holds it. convolution, norm: weight and bias of each. shift: (batch, out) or None.
     """
     use = GroupNormUse(norm_spec, silu=True, dtype=rules.norm, out_dtype=rules.matmul)
-    return run(CONVOLUTION_NORM, rules.tuned, x, *convolution, shift, *norm, spec, use, rules.matmul)
+    return run_handed(rules.tuned, handed, *convolution, shift, *norm, spec, use, rules.matmul)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, rules: Rules) -> Tensor:
@@ -100,6 +101,8 @@ def layer_norm(
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, rules: Rules) -> Tensor:
     """Softmax attention of (batch, tokens, heads * size) tensors, scaled by 1 / sqrt(size)."""
+    if rules.pieces is not None:  # nobody measured what takes the least memory, but torch's own kernels do
+        return in_torch(query, key, value, heads, rules.matmul, rules.pieces)
     return run(ATTENTION, rules.tuned, query, key, value, heads, rules.matmul)
 
 

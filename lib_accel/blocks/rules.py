@@ -15,16 +15,24 @@ import torch
 from lib_accel.blocks.operators.operator import Tuned
 
 
+class Pieces(NamedTuple):
+    """From which size on an intermediate is made in pieces, and of which size those are; see pieces.py."""
+
+    whole_bytes: int  # most that an intermediate has which exists as a whole
+    piece_bytes: int  # about what one piece has
+
+
 class Rules(NamedTuple):
     """Dtypes under one autocast state; None means that operands keep the dtype they come with."""
 
     matmul: torch.dtype | None = None  # convolution, linear, attention: operands are cast, result stays so
     norm: torch.dtype | None = None  # group and layer norm: likewise
     tuned: Tuned | None = None  # what computes the operators, or None for plain torch
+    pieces: Pieces | None = None  # None for what is usual on the device
 
     def plain(self) -> Rules:
-        """The same dtypes with all operators in plain torch."""
-        return self if self.tuned is None else self._replace(tuned=None)
+        """The same dtypes with all operators in plain torch, which is all that a compiler is told."""
+        return self._replace(tuned=None, pieces=None)
 
 
 # SiLU, GELU, addition and nearest interpolation are in no autocast list: torch's type promotion holds.

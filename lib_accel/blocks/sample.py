@@ -8,8 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_accel.blocks.convolution import ConvSpec
-from lib_accel.blocks.operators.group_norm import GroupNormSpec
+from lib_accel.blocks.operators.group_norm import GroupNormSpec, GroupNormUse
 from lib_accel.blocks.ops import conv2d, group_norm, linear
+from lib_accel.blocks.pieces import (
+    Norm,
+    convolution_by,
+    convolved,
+    doubled,
+    dtype_of,
+    normed,
+    pieces_for,
+    pieces_for_norm,
+)
 from lib_accel.blocks.rules import Rules
 
 
@@ -59,6 +69,10 @@ def resize(
     x: Tensor, size: tuple[int, int] | None, weights: ConvWeights, spec: ConvSpec, rules: Rules
 ) -> Tensor:
     """The nearest pixels at (height, width), or at twice both if `size` is None, then a convolution."""
+    doubles = size is None or tuple(size) == (2 * x.shape[2], 2 * x.shape[3])
+    if doubles and (cut := pieces_for(4 * x.numel(), x, rules)) is not None:
+        source = doubled(x, dtype_of(x, rules))
+        return convolved(source, convolution_by(rules, weights.weight, weights.bias, spec), cut)
     if size is None:
         larger = F.interpolate(x, scale_factor=2.0, mode="nearest")
     else:
@@ -74,6 +88,10 @@ def silu(x: Tensor) -> Tensor:
 def out_convolution(x: Tensor, weights: OutWeights, spec: OutSpec, rules: Rules) -> Tensor:
     """`conv(silu(norm(x)))`: the UNet's last layers, to (batch, out, height, width)."""
     w = weights
+    if (cut := pieces_for_norm(x, x.shape[1], rules)) is not None:
+        use = GroupNormUse(spec.norm, silu=True, dtype=rules.norm, out_dtype=rules.matmul)
+        source = normed(x, Norm(w.norm, w.norm_bias, use), cut)
+        return convolved(source, convolution_by(rules, w.conv, w.conv_bias, spec.conv), cut)
     h = group_norm(x, w.norm, w.norm_bias, spec.norm, rules, silu=True, to=rules.matmul)
     return conv2d(h, w.conv, w.conv_bias, spec.conv, rules)
 

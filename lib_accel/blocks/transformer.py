@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lib_accel.blocks.operators.casts import add, cast
 from lib_accel.blocks.operators.group_norm import GroupNormSpec
+from lib_accel.blocks.operators.projections import Three, at_once
 from lib_accel.blocks.ops import (
     attention,
     gated_linear,
@@ -20,7 +21,9 @@ from lib_accel.blocks.ops import (
     linear_add,
     tokens_of,
 )
+from lib_accel.blocks.pieces import by_tokens, dtype_of, pieces_for
 from lib_accel.blocks.rules import Rules
+from lib_accel.device import is_compiling
 
 
 class FrameWeights(NamedTuple):
@@ -140,16 +143,41 @@ def attend(
     """
     w = weights
     normed = layer_norm(x, w.norm, w.norm_bias, spec.eps, rules, to=rules.matmul)
-    source = normed if context is None else context
-    query = linear(normed, w.query, w.query_bias, rules)
-    key = linear(source, w.key, w.key_bias, rules)
-    value = linear(source, w.value, w.value_bias, rules)
+    query, key, value = _projected(normed, context, w, rules)
     mixed = attention(query, key, value, spec.heads, rules)
     return linear_add(mixed, w.out, w.out_bias, x, rules)
 
 
+def _projected(x: Tensor, context: Tensor | None, weights: AttentionWeights, rules: Rules) -> Three:
+    """Query, key and value, of fewer products where weights lie so that one has several of them."""
+    w = weights
+    if not is_compiling() and may_be_packed(w):  # a compiler may not ask where weights lie
+        found = at_once(x, context, w.query, w.key, w.value, dtype=rules.matmul)
+        if found is not None:
+            return found
+    source = x if context is None else context
+    return (
+        linear(x, w.query, w.query_bias, rules),
+        linear(source, w.key, w.key_bias, rules),
+        linear(source, w.value, w.value_bias, rules),
+    )
+
+
+def may_be_packed(weights: AttentionWeights) -> bool:
+    """Whether one product could have query, key and value: they are products and nothing else."""
+    return weights.query_bias is None and weights.key_bias is None and weights.value_bias is None
+
+
 def feed_forward(x: Tensor, weights: FeedForwardWeights, spec: FeedForwardSpec, rules: Rules) -> Tensor:
     """`out(value * gelu(gate)) + x`, value and gate projected from norm(x); x: (batch, tokens, channels)."""
+    width = weights.proj.shape[0]
+    if (cut := pieces_for(x.shape[0] * x.shape[1] * width, x, rules)) is not None:
+        token_bytes = width * dtype_of(x, rules).itemsize
+        return by_tokens(lambda some: _feed_forward(some, weights, spec, rules), x, token_bytes, cut)
+    return _feed_forward(x, weights, spec, rules)
+
+
+def _feed_forward(x: Tensor, weights: FeedForwardWeights, spec: FeedForwardSpec, rules: Rules) -> Tensor:
     w = weights
     normed = layer_norm(x, w.norm, w.norm_bias, spec.eps, rules, to=rules.matmul)
     hidden = gated_linear(normed, w.proj, w.proj_bias, rules)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from lib_accel.blocks.convolution import ConvSpec, convolve, result_like
 from lib_accel.blocks.operators import group_norm
 from lib_accel.blocks.operators.casts import cast
 from lib_accel.blocks.operators.group_norm import GroupNormUse, kernel_norm, rounds_as_kernel
-from lib_accel.blocks.operators.operator import Implementation, Operator, by_tile
+from lib_accel.blocks.operators.operator import Implementation, Operator, Tuned, by_tile, run
+from lib_accel.device import OUT_OF_MEMORY, is_capturing, is_compiling
 from lib_accel.kernels import group_norm as kernel
 
 
@@ -32,11 +34,21 @@ def plain(
     shift: (batch, out) or None; norm, norm_bias: (out,) or None. The convolution's operands are cast to
     `dtype` first, if that is not None.
     """
+    return group_norm.plain(_shifted(x, weight, bias, shift, spec, dtype), norm, norm_bias, use)
+
+
+def _shifted(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    shift: Tensor | None,
+    spec: ConvSpec,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """What is normalised."""
     x, weight, bias = cast(dtype, x, weight, bias)
     image = convolve(x, weight, bias, spec)
-    if shift is not None:
-        image.add_(shift.to(image.dtype)[..., None, None])
-    return group_norm.plain(image, norm, norm_bias, use)
+    return image if shift is None else image.add_(shift.to(image.dtype)[..., None, None])
 
 
 def others(
@@ -73,7 +85,18 @@ def _by_kernel(
     tile: Any,
 ) -> Tensor:
     x, weight = cast(dtype, x, weight)
-    image, added = convolve(x, weight, None, spec), _added(bias, shift, len(x))
+    added = _added(bias, shift, len(x))
+    return _normed_by_kernel(convolve(x, weight, None, spec), added, norm, norm_bias, use, tile)
+
+
+def _normed_by_kernel(
+    image: Tensor,
+    added: Tensor | None,
+    norm: Tensor | None,
+    norm_bias: Tensor | None,
+    use: GroupNormUse,
+    tile: Any,
+) -> Tensor:
     return kernel.launch(image, norm, norm_bias, kernel_norm(image.dtype, use), added, tile=tile)
 
 
@@ -87,3 +110,62 @@ def _added(bias: Tensor | None, shift: Tensor | None, batch: int) -> Tensor | No
 
 
 CONVOLUTION_NORM = Operator("convolution, norm", plain, others, ((0, 2, 3), (), (), (0,), (), (), (), (), ()))
+
+
+def run_handed(tuned: Tuned | None, handed: list[Tensor], *others: Any) -> Tensor:
+    """As operator.run, of the only image in `handed`, whose memory is free once it is convolved.
+
+    An operator's arguments live as long as it runs: the image would be there beside its norm.
+    """
+    if is_compiling():  # memory is the compiler's to plan
+        return run(CONVOLUTION_NORM, tuned, handed.pop(), *others)
+    chosen = None if tuned is None else tuned.implementation(CONVOLUTION_NORM, (handed[0], *others))
+    if tuned is None or chosen is None:
+        return _plain_handed(handed, *others)
+    if isinstance(chosen.run, partial) and chosen.run.func is _by_kernel:
+        return _by_kernel_handed(tuned, chosen, chosen.run.keywords["tile"], handed, *others)
+    return run(CONVOLUTION_NORM, tuned, handed.pop(), *others)
+
+
+def _plain_handed(
+    handed: list[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    shift: Tensor | None,
+    norm: Tensor | None,
+    norm_bias: Tensor | None,
+    spec: ConvSpec,
+    use: GroupNormUse,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    image = _shifted(handed.pop(), weight, bias, shift, spec, dtype)
+    return group_norm.plain(image, norm, norm_bias, use)
+
+
+def _by_kernel_handed(
+    tuned: Tuned,
+    chosen: Implementation,
+    tile: Any,
+    handed: list[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    shift: Tensor | None,
+    norm: Tensor | None,
+    norm_bias: Tensor | None,
+    spec: ConvSpec,
+    use: GroupNormUse,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    image = _shifted(handed.pop(), weight, None, None, spec, dtype)
+    added = _added(bias, shift, len(image))
+    try:
+        return _normed_by_kernel(image, added, norm, norm_bias, use, tile)
+    except OUT_OF_MEMORY:
+        raise
+    except Exception as error:  # as in operator.run
+        if is_capturing(image.device):
+            raise
+        tuned.note_failure(CONVOLUTION_NORM, chosen, error)
+    if added is not None:
+        image.add_(added.to(image.dtype)[..., None, None])
+    return group_norm.plain(image, norm, norm_bias, use)

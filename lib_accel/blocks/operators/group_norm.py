@@ -39,6 +39,7 @@ def plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, use: GroupNormU
     source = x.float() if use.norm.upcast else x
     source, weight, bias = cast(use.dtype, source, weight, bias)
     normed = F.group_norm(source, use.norm.groups, weight, bias, use.norm.eps)
+    del source  # a copy, where x was widened
     if use.norm.upcast:
         normed = normed.to(x.dtype)
     if use.silu:

@@ -6,7 +6,7 @@ calls, so what it says of the blocks of a model is added up; see formats.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from lib_accel.blocks.res import ResSpec, ResWeights, res_block
 from lib_accel.blocks.rules import Rules
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels first", "channels last"
+
+CONV_IN = 2 + ResWeights._fields.index("conv_in")  # the position of that weight among the arguments
 
 _WEIGHTS = len(ResWeights._fields)
 _HALF = (torch.float16, torch.bfloat16)  # the dtypes that tensor cores convolve channels last
@@ -35,6 +37,13 @@ def calls(*args: Any) -> list[tuple[Operator, Arguments]]:
     noting = _Noting()
     _run(tuple(map(_turned, args)), noting)
     return noting.calls
+
+
+def key_of(args: Arguments) -> Hashable:
+    """What of the arguments tells calls of one block from each other."""
+    x, emb, *_, matmul, norm = args
+    given = None if emb is None else (emb.shape, emb.dtype)
+    return x.shape, x.dtype, x.device, given, matmul, norm
 
 
 class _Noting:
