@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lib_accel.blocks.operators import layout
 from lib_accel.device import OUT_OF_MEMORY
+from lib_accel.way import SHARED, Piece, Way, as_made, parameters, share, why_none
 
 OF_THE_HOST = "the host has laid its weights channels last itself"
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def convolution_weights(model: nn.Module) -> list[nn.Parameter]:
@@ -43,31 +43,17 @@ def is_last(weight: Tensor) -> bool:
 
 def why_not(weights: Sequence[nn.Parameter], ours: Collection[int] = ()) -> str | None:
     """Why these weights are not to be turned, or None; `ours`: ids of those that we have turned."""
-    devices = sorted({str(weight.device) for weight in weights})
-    if len(devices) > 1 or "meta" in devices:
-        return f"its weights are on {' and '.join(devices)}"
-    if any(type(weight) is not nn.Parameter for weight in weights):
-        return "its weights are of a class of their own"
-    if odd := sorted({str(weight.dtype) for weight in weights if weight.dtype not in _DTYPES}):
-        return f"its weights are {' and '.join(odd)}"
+    if reason := why_none(weights):
+        return reason
     if any(is_last(weight) and id(weight) not in ours for weight in weights):
         return OF_THE_HOST
     if any(not (weight.is_contiguous() or is_last(weight)) for weight in weights):
         return "its weights are views"
-    return "its weights share their memory" if _share(weights) else None
-
-
-def _share(weights: Sequence[nn.Parameter]) -> bool:
-    """Whether who writes to one of them writes to something else too, which new memory would end."""
-    storages = [weight.untyped_storage() for weight in weights]
-    is_part = any(
-        storage.nbytes() != weight.nbytes for storage, weight in zip(storages, weights, strict=True)
-    )
-    return is_part or len({storage.data_ptr() for storage in storages}) < len(storages)
+    return SHARED if share(weights) else None
 
 
 class Turned:
-    """Weights of one model that were turned channels last. Holds them weakly."""
+    """Weights of one model that were turned channels last. Holds them weakly (way.Laid)."""
 
     def __init__(self) -> None:
         self._weights: list[weakref.ref[Any]] = []
@@ -76,13 +62,17 @@ class Turned:
         """Of those that still lie so."""
         return {id(weight) for weight in map(_alive, self._weights) if weight is not None}
 
-    def turn(self, weights: Sequence[nn.Parameter]) -> int:
+    def mend(self) -> int:
+        """Each weight is turned for itself: nothing is left half."""
+        return 0
+
+    def lay(self, pieces: Sequence[Piece]) -> int:
         """Turns those that lie channels first, one at a time: it needs memory for one more. How many it did.
 
         What it raises for lack of memory leaves some turned, which `put_back` knows.
         """
         count = 0
-        for weight in weights:
+        for weight in parameters(pieces):
             if is_first(weight):
                 _lay(weight, torch.channels_last)
                 self._weights.append(weakref.ref(weight))
@@ -114,7 +104,23 @@ def _alive(reference: weakref.ref[Any]) -> Any:
     return None if weight is None or not is_last(weight) else weight
 
 
-def _lay(weight: nn.Parameter, layout: torch.memory_format) -> None:
-    """New memory for the same values. One made in inference mode stays such, which has no count of writes."""
-    with torch.inference_mode(weight.is_inference()), torch.no_grad():
-        weight.data = weight.detach().contiguous(memory_format=layout)
+def _lay(weight: nn.Parameter, memory_format: torch.memory_format) -> None:
+    """New memory for the same values."""
+    with as_made(weight):
+        weight.data = weight.detach().contiguous(memory_format=memory_format)
+
+
+CHANNELS_LAST = Way(
+    question=layout.RESIDUAL_LAYOUT,
+    code=layout.CHANNELS_LAST,
+    kept_as="memory format",
+    parts="residual blocks",
+    spoken=("channels first", "channels last"),
+    known_by=layout.CONV_IN,
+    key=layout.key_of,
+    calls=layout.calls,
+    find=lambda model: [(weight,) for weight in convolution_weights(model)],
+    why_not=lambda pieces, ours: why_not(parameters(pieces), ours),
+    by_others=OF_THE_HOST,
+    laid=Turned,
+)

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from lib_accel import channels_last
-from lib_accel.channels_last import OF_THE_HOST, Turned, convolution_weights, is_first, is_last, why_not
+from lib_accel.channels_last import (
+    CHANNELS_LAST,
+    OF_THE_HOST,
+    Turned,
+    convolution_weights,
+    is_first,
+    is_last,
+    why_not,
+)
 from lib_accel.graphs.trees import Whereabouts
 from lib_accel.lora.formats import read_network
 from lib_accel.lora.fusion import Fuser, Wanted
@@ -31,9 +39,13 @@ def weights_of(model: nn.Module) -> list[nn.Parameter]:
     return convolution_weights(model)
 
 
+def pieces_of(model: nn.Module) -> list[tuple[nn.Parameter, ...]]:
+    return CHANNELS_LAST.find(model)
+
+
 def turned(model: nn.Module) -> Turned:
     result = Turned()
-    result.turn(weights_of(model))
+    result.lay(pieces_of(model))
     return result
 
 
@@ -66,7 +78,7 @@ def test_parameters_and_their_counts_of_writes_stay(needs_grad: bool) -> None:
     before = [(weight, weight._version) for weight in model.parameters()]
     each = turned(model)
     each.put_back()
-    each.turn(weights_of(model))
+    each.lay(pieces_of(model))
     now = [(weight, weight._version) for weight in model.parameters()]
     assert all(a[0] is b[0] and a[1] == b[1] for a, b in zip(now, before, strict=True))
     assert {weight.requires_grad for weight in model.parameters()} == {needs_grad}
@@ -100,7 +112,7 @@ def test_a_shared_weight_is_turned_once() -> None:
     model = Convolutions()
     model.again = nn.Conv2d(4, 8, 3)
     model.again.weight = model.first.weight
-    assert Turned().turn(weights_of(model)) == 2
+    assert Turned().lay(pieces_of(model)) == 2
 
 
 def test_putting_back_again_does_nothing() -> None:
@@ -177,7 +189,7 @@ def test_what_was_turned_before_memory_ran_out_is_put_back(monkeypatch: pytest.M
     model, each = Convolutions(), Turned()
     fail_at(monkeypatch, 1)
     with pytest.raises(MemoryError):
-        each.turn(weights_of(model))
+        each.lay(pieces_of(model))
     assert each.put_back() == 1
     assert is_first(model.first.weight)
 

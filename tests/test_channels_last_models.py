@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lib_accel
-from lib_accel.channels_last import Turned, convolution_weights, is_first, is_last
+from lib_accel.channels_last import CHANNELS_LAST, Turned, convolution_weights, is_first, is_last
 from lib_accel.engine import Engine
 from tests.diffusers import models as of_diffusers
 from tests.fakes.models import (
@@ -64,7 +64,7 @@ def _is_last(image: Tensor) -> bool:
 
 def turned(model: nn.Module) -> Turned:
     result = Turned()
-    result.turn(convolution_weights(model))
+    result.lay(CHANNELS_LAST.find(model))
     return result
 
 

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from lib_accel import channels_last
 from lib_accel.blocks.convolution import ConvSpec
 from lib_accel.blocks.operators.group_norm import GroupNormSpec
-from lib_accel.blocks.operators.layout import RESIDUAL_LAYOUT, arguments
+from lib_accel.blocks.operators.layout import CHANNELS_LAST, RESIDUAL_LAYOUT, arguments
 from lib_accel.blocks.operators.operator import Arguments, Operator
 from lib_accel.blocks.res import ResSpec, ResWeights
 from lib_accel.blocks.rules import Rules
+from lib_accel.channels_last import CHANNELS_LAST as WAY
 from lib_accel.channels_last import OF_THE_HOST, convolution_weights, is_first, is_last
-from lib_accel.formats import CHANNELS_FIRST, CHANNELS_LAST, Formats, added, is_worth_it
+from lib_accel.formats import AS_LOADED as CHANNELS_FIRST
+from lib_accel.formats import Formats, added, is_worth_it
 from lib_accel.graphs.proof import DIRECT, Verdict
 from lib_accel.graphs.verdicts import Verdicts
 from lib_accel.tuning.signature import call_of
@@ -86,7 +88,7 @@ class Studio:
     def __init__(self, answer: Mapping[Any, Any] | None, folder: Path | None = None) -> None:
         self.model, self.watch = Model(), Watch(answer)
         self.verdicts = Verdicts(folder)
-        self.formats = Formats(self.watch, self.verdicts)
+        self.formats = Formats(self.watch, self.verdicts, WAY)
 
     def draw(self, height: int = 8) -> None:
         for block in self.model.blocks:
@@ -124,20 +126,20 @@ class Studio:
     ],
 )
 def test_channels_last_has_to_save_three_per_cent(ms: dict[str, float], expected: bool) -> None:
-    assert is_worth_it(ms) is expected
+    assert is_worth_it(ms, CHANNELS_LAST) is expected
 
 
 def test_times_of_blocks_are_added_up() -> None:
-    assert added([times(1.0, 3.0), times(4.0, 1.0)]) == times(5.0, 4.0)
+    assert added([times(1.0, 3.0), times(4.0, 1.0)], CHANNELS_LAST) == times(5.0, 4.0)
 
 
 def test_what_one_block_cannot_have_the_model_cannot_have() -> None:
-    assert added([times(), {CHANNELS_FIRST: 1.0}]) == {CHANNELS_FIRST: 3.0}
+    assert added([times(), {CHANNELS_FIRST: 1.0}], CHANNELS_LAST) == {CHANNELS_FIRST: 3.0}
 
 
 def test_order_of_blocks_does_not_matter() -> None:
     each = [times(0.1, 1e9), times(0.2, 1e-9), times(0.3, -1e9)]
-    assert added(each) == added(each[::-1])
+    assert added(each, CHANNELS_LAST) == added(each[::-1], CHANNELS_LAST)
 
 
 def test_a_model_that_is_faster_so_is_turned() -> None:
@@ -211,7 +213,7 @@ def test_calls_that_cannot_be_timed_are_left_out() -> None:
 
 
 def test_a_model_without_convolutions_is_not_reported() -> None:
-    formats = Formats(Watch(), Verdicts(None))
+    formats = Formats(Watch(), Verdicts(None), WAY)
     assert not formats.apply([("text encoder", nn.Linear(2, 2))])
     assert formats.report() == {}
 
@@ -314,7 +316,7 @@ def test_a_turned_model_stays_so_wherever_it_is_kept() -> None:
     studio.model.blocks[1].conv_in.to("meta")
     assert not studio.apply()
     assert is_last(studio.model.weight)
-    assert studio.formats.report()["UNet"].is_channels_last
+    assert studio.formats.report()["UNet"].is_laid
 
 
 def test_a_weight_that_is_new_in_a_turned_model_is_turned_too() -> None:
@@ -389,7 +391,7 @@ def test_without_memory_nothing_stays_half_turned(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(channels_last, "_lay", failing)
     assert studio.drawn()
     assert studio.is_first()
-    assert studio.reason == "there is no memory to turn its weights"
+    assert studio.reason == "there is no memory to lay its weights anew"
 
 
 def test_what_there_was_no_memory_to_put_back_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
