@@ -38,10 +38,10 @@ class Host(Protocol):
     def wanted_networks(self) -> tuple[Hashable, ...]:
         """Which networks (LoRA and its kin) the weights should carry now, with their scales; () for none."""
 
-    def apply_networks(self, layers: Sequence[nn.Module]) -> None:
+    def apply_networks(self, layers: Sequence[nn.Module], merging: Any = None) -> None:
         """Makes the weights of these layers carry the wanted networks, under the host's own bookkeeping.
 
-        Idempotent.
+        Idempotent. merging: an operator.Tuned, what was chosen for merges; None for plain torch.
         """
 
     def before_call(self, model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from lib_accel.bench.graphs_models import Place, drawn, sharing
 from lib_accel.bench.models import pipeline
 from lib_accel.engine import Engine
 from lib_accel.graphs.compiler import inductor
-from lib_accel.hosts.diffusers import DiffusersHost
+from lib_accel.hosts.diffusers_host import DiffusersHost
 from lib_accel.options import Options
 
 OURS_DIRECT, OURS_COMPILED, OURS_AUTO = "ours, direct", "ours, compiled", "ours, auto"

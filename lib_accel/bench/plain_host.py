@@ -50,7 +50,7 @@ class PlainHost:
         """None."""
         return ()
 
-    def apply_networks(self, layers: Sequence[nn.Module]) -> None:
+    def apply_networks(self, layers: Sequence[nn.Module], merging: Any = None) -> None:
         """Nothing is wanted."""
 
     def before_call(self, model: nn.Module) -> None:

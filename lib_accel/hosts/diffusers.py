@@ -10,51 +10,37 @@ import importlib
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
-from numbers import Real
-from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import nn
 
 from lib_accel.choice import Choice
 from lib_accel.engine import Engine
 from lib_accel.errors import OptionError, PipelineError
-from lib_accel.graphs.verdicts import default_folder
-from lib_accel.layouts.reading import class_name, is_compiled
-from lib_accel.lora.arrival import TEXT, UNET, Arrival
+from lib_accel.hosts.diffusers_host import (
+    FUSED,
+    FUSED_FOR_TEXT,
+    UNET_CLASS,
+    DiffusersHost,
+    Lifetime,
+    unwrapped,
+)
+from lib_accel.layouts.reading import class_name
+from lib_accel.lora.arrival import UNET, Arrival
 from lib_accel.lora.formats import LoraError
 from lib_accel.lora.fusion import Fused, Fuser, Wanted
-from lib_accel.lora.library import Library
+from lib_accel.lora.library import Library, Lora, check_lora
 from lib_accel.options import Options
 from lib_accel.patching import junction
 from lib_accel.report import Report
 from lib_accel.storage.networks import fuser_of
 from lib_accel.storage.weights import Storage, Stored
 
-_UNET = "diffusers.models.unets.unet_2d_condition.UNet2DConditionModel"
-
 # Where diffusers 0.32 and later, or else before, has the models that a pipeline may be given later.
 _CONTROL_MODELS = ("diffusers.models.controlnets.controlnet", "diffusers.models.controlnet")
-
-_NEVER = (0,)  # the models at the time when a module was last looked for; no id is 0
-
-# The components that a LoRA may change.
-_FUSED_FOR_TEXT = ("text_encoder", "text_encoder_2")
-_FUSED = ("unet", *_FUSED_FOR_TEXT)
-
-# The class of a module at whose call each of them is met.
-_ENCODER = "transformers.models.clip.modeling_clip.CLIPEncoder"
-_MET_AT = {"unet": _UNET} | dict.fromkeys(_FUSED_FOR_TEXT, _ENCODER)
-
-# File or state dict, text encoders' scale, UNet's and, if there is a fourth, how many ranks: None for all.
-Lora = (
-    tuple[str | Path | Mapping[str, Tensor], float, float]
-    | tuple[str | Path | Mapping[str, Tensor], float, float, int | None]
-)
 
 
 def accelerate(pipe: Any, **options: Any) -> Handle:
@@ -67,8 +53,8 @@ def accelerate(pipe: Any, **options: Any) -> Handle:
     Raises PipelineError if there is no such UNet, or if it is accelerated already, and OptionError.
     """
     wanted = _options(options)
-    unet = _unwrapped(getattr(pipe, "unet", None))
-    home = next((kind for kind in type(unet).__mro__ if class_name(kind) == _UNET), None)
+    unet = unwrapped(getattr(pipe, "unet", None))
+    home = next((kind for kind in type(unet).__mro__ if class_name(kind) == UNET_CLASS), None)
     if unet is None or home is None:
         found = (
             f"{type(pipe).__name__} without a UNet" if unet is None else f"a UNet of {type(unet).__name__}"
@@ -92,11 +78,6 @@ def _options(given: Mapping[str, Any]) -> Options:
     return Options(**given)
 
 
-def _unwrapped(model: Any) -> Any:
-    """The module itself, where torch.compile returned another around it."""
-    return getattr(model, "_orig_mod", model)
-
-
 class Handle:
     """An accelerated pipeline; made by `accelerate`.
 
@@ -118,7 +99,7 @@ class Handle:
                 importlib.import_module(home)
                 break
         self._engine.attach()
-        self._lifetime = _Lifetime(self._host, self._engine)
+        self._lifetime = Lifetime(self._host, self._engine)
 
     @property
     def enabled(self) -> bool:
@@ -160,9 +141,9 @@ class Handle:
         """
         self._settle()
         for lora in loras:
-            _check_lora(lora)
+            check_lora(lora)
         with self._lock:
-            carries_text = self._fuser is not None and self._fuser.carries(_FUSED_FOR_TEXT)
+            carries_text = self._fuser is not None and self._fuser.carries(FUSED_FOR_TEXT)
 
         def prepare() -> Callable[[str], None]:
             wanted = [self._wanted(lora) for lora in loras]
@@ -180,7 +161,7 @@ class Handle:
         return arrival
 
     def _fuse_part(self, wanted: Sequence[Wanted], part: str) -> None:
-        self._fuse(wanted, _FUSED if part == UNET else _FUSED_FOR_TEXT)
+        self._fuse(wanted, FUSED if part == UNET else FUSED_FOR_TEXT)
 
     def _fuse(self, wanted: Sequence[Wanted], components: Collection[str] | None) -> Fused:
         with self._lock:
@@ -214,11 +195,11 @@ class Handle:
             with contextlib.suppress(LoraError):
                 wanted = self._wanted(lora)
                 with self._lock:
-                    if self._fuser is None or self._is_current(self._host.components(_FUSED)):
+                    if self._fuser is None or self._is_current(self._host.components(FUSED)):
                         self._current_fuser().check([wanted])
 
     def _wanted(self, lora: Lora) -> Wanted:
-        _check_lora(lora)
+        check_lora(lora)
         source, te_scale, unet_scale, *ranks = lora
         return Wanted(self._library.read(source), te_scale, unet_scale, *ranks)
 
@@ -230,12 +211,12 @@ class Handle:
 
     def _current_fuser(self) -> Fuser:
         """The fuser of the pipeline's models, which may be others than before; those lose their networks."""
-        models = self._host.components(_FUSED)
+        models = self._host.components(FUSED)
         if self._fuser is not None and not self._is_current(models):
             self._fuser.restore()
             self._fuser = None
         if self._fuser is None:
-            self._fuser = fuser_of(models, self._storage)
+            self._fuser = fuser_of(models, self._storage, self._engine.merging)
             self._fused_models = weakref.WeakValueDictionary(models)
         return self._fuser
 
@@ -305,156 +286,3 @@ class Handle:
                 self._storage.store((), None, None)
             finally:
                 self._lifetime.end()
-
-
-def _check_lora(lora: Any) -> None:
-    is_tuple = isinstance(lora, (tuple, list)) and len(lora) in (3, 4)
-    if not is_tuple or not all(isinstance(scale, Real) for scale in lora[1:3]):
-        shown = f"{len(lora)} values" if isinstance(lora, (tuple, list)) else type(lora).__name__
-        raise LoraError(
-            f"set_loras: got {'no numbers for scales' if is_tuple else shown}, expected (path or state dict, "
-            "scale for the text encoders, scale for the UNet[, number of ranks]) for each LoRA"
-        )
-
-
-class _Lifetime:
-    """Detaches an engine when its pipeline's UNet is gone, whichever UNet the pipeline has by then."""
-
-    def __init__(self, host: DiffusersHost, engine: Engine) -> None:
-        self._host, self._engine = host, engine
-        self._wait()
-
-    def _wait(self) -> None:
-        unet = self._host.components(_FUSED[:1]).get("unet")
-        if unet is None:
-            self._engine.detach()
-        else:
-            self._waiting = weakref.finalize(unet, self._wait)
-            self._waiting.atexit = False  # or it would wait anew for ever, with the UNet alive
-
-    def end(self) -> None:
-        """Detaches it now."""
-        self._waiting.detach()
-        self._engine.detach()
-
-
-class DiffusersHost:
-    """host.Host for one pipeline."""
-
-    network_mark: str | None = None  # networks are fused when they are set, not when a layer is next called
-    tells_generations = False
-
-    def __init__(self, pipe: Any, options: Options) -> None:
-        self.wanted = options
-        self.arrival: Arrival | None = None  # networks on their way
-        self._pipe = weakref.ref(pipe)
-        # None for what is the pipeline's; for what is not, the pipeline's models at that time.
-        self._owned: WeakKeyDictionary[nn.Module, tuple[int, ...] | None] = WeakKeyDictionary()
-        self._models: dict[str, weakref.ref[nn.Module]] = {}
-        self._take_stock()
-
-    def owns(self, module: nn.Module) -> bool:
-        """Whether the module is part of one of the pipeline's models, also of one that it was given later."""
-        seen_with = self._owned.get(module, _NEVER)
-        if seen_with is None:
-            return True
-        now = self._mark()
-        if seen_with != now:
-            self._take_stock()
-            if self._owned.get(module, _NEVER) is None:
-                return True
-            self._owned[module] = now
-        return False
-
-    def _mark(self) -> tuple[int, ...]:
-        """The pipeline's models in brief: a model of somebody else's asks this at the call of each block."""
-        pipe = self._pipe()
-        values = () if pipe is None else tuple(vars(pipe).values())
-        return tuple([id(value) for value in values if isinstance(value, (nn.Module, list, tuple))])
-
-    def _take_stock(self) -> None:
-        live = self._live()
-        if not live:  # the pipeline is gone; its models may be in use by another
-            return
-        self._models = {name: weakref.ref(model) for name, model in live.items()}
-        for model in live.values():
-            for module in model.modules():
-                self._owned[module] = None
-
-    def _live(self) -> dict[str, nn.Module]:
-        """The models that are the pipeline's now; not `components`, which takes longer than a small block."""
-        pipe = self._pipe()
-        found: dict[str, nn.Module] = {}
-        for name, component in [] if pipe is None else list(vars(pipe).items()):
-            members = component if isinstance(component, (list, tuple)) else [component]
-            models = [member for member in members if isinstance(member, nn.Module)]
-            for number, model in enumerate(models, 1):
-                found[name if len(models) == 1 else f"{name} {number}"] = model
-        return found
-
-    def components(self, names: Sequence[str]) -> dict[str, nn.Module]:
-        """Those of the named components that the pipeline has, or had when it was last asked."""
-        models = dict(self.models())
-        return {name: _unwrapped(models[name]) for name in names if name in models}
-
-    def options(self) -> Options:
-        """What the handle was told."""
-        return self.wanted
-
-    def stand_aside_reasons(self) -> Sequence[str]:
-        """None: diffusers' modes are seen in the modules themselves."""
-        return ()
-
-    def attention_reasons(self) -> Sequence[str]:
-        """None: a processor that computes something else is seen in the attention itself."""
-        return ()
-
-    def trusts(self, method: Callable[..., Any]) -> bool:
-        """Whether it is the packages' own, decorated; not accelerate's, which moves weights around a call."""
-        home = getattr(method, "__globals__", {}).get("__name__", "")
-        return home.split(".")[0] in ("diffusers", "transformers", "torch")
-
-    def wanted_networks(self) -> tuple[Hashable, ...]:
-        """None that a layer would have to look for; see Handle.set_loras."""
-        return ()
-
-    def apply_networks(self, layers: Sequence[nn.Module]) -> None:
-        """Nothing is left to do."""
-
-    def are_calls_seen(self) -> bool:
-        """Whether `before_call` is called for all models that a LoRA may change."""
-        for name, model in self.components(_FUSED).items():
-            modules = list(model.modules())
-            homes = {class_name(type(module)) for module in modules}
-            if _MET_AT[name] not in homes or any(map(is_compiled, modules)) or name in self._compiled():
-                return False
-        return True
-
-    def _compiled(self) -> list[str]:
-        """Components that torch.compile returned another module for."""
-        return [name for name, model in self.models() if _unwrapped(model) is not model]
-
-    def before_call(self, model: nn.Module) -> None:
-        """Has the networks that are on their way written where this model must carry them."""
-        arrival = self.arrival
-        if arrival is None:
-            return
-        for name, component in self.components(_FUSED).items():
-            if any(module is model for module in component.modules()):
-                arrival.before_call(UNET if name == "unet" else TEXT)
-        if arrival.is_done and arrival is self.arrival:
-            self.arrival = None
-
-    def is_busy(self) -> bool:
-        """Not known: what a pipeline does between two calls of its models takes no time."""
-        return False
-
-    def cache_folder(self) -> Path:
-        """The user's caches, or what ACCEL_CACHE_DIR says."""
-        return default_folder()
-
-    def models(self) -> Sequence[tuple[str, nn.Module]]:
-        """The pipeline's models by the names of its components."""
-        self._take_stock()
-        live = ((name, reference()) for name, reference in self._models.items())
-        return [(name, model) for name, model in live if model is not None]

@@ -26,6 +26,7 @@ from modules import (
 )
 from torch import nn
 
+from lib_accel.blocks.operators.operator import Tuned
 from lib_accel.graphs.verdicts import folder_or
 from lib_accel.hosts.webui_lora import MARK, Merger, wanted_networks
 from lib_accel.options import Options
@@ -166,11 +167,11 @@ class WebuiHost:
         wanted = () if networks is None else wanted_networks(networks)
         return tuple((each, self.options().exact_loras) for each in wanted)
 
-    def apply_networks(self, layers: Sequence[nn.Module]) -> None:
+    def apply_networks(self, layers: Sequence[nn.Module], merging: Tuned | None = None) -> None:
         """Merges them, under the Lora extension's own marks and backups."""
         networks = sys.modules.get("networks")
         if networks is not None:
-            self._merger.merge(layers, networks, exact=self.options().exact_loras)
+            self._merger.merge(layers, networks, exact=self.options().exact_loras, tuned=merging)
 
     def give_networks_back(self) -> None:
         """Has the Lora extension merge by itself from now, also what we have merged."""

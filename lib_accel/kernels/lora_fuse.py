@@ -1,10 +1,8 @@
-"""Merges LoRAs into many weights at once: a launch for all layers of one shape, instead of four a layer.
-
-Timed by the bench only, until a GPU has shown by how much it is faster than lora.accumulate.
-"""
+"""Merges LoRAs into many weights at once: a launch for all layers of one shape, instead of four a layer."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,7 +32,7 @@ _ALIGNMENT = 16  # bytes
 class Pair(NamedTuple):
     """One LoRA's change of a weight: `scale * up @ down`."""
 
-    up: Tensor  # (out, rank), contiguous
+    up: Tensor  # (out, rank), each row contiguous, as in the first columns of a larger matrix
     down: Tensor  # (rank, in), contiguous
     scale: float
 
@@ -93,25 +91,35 @@ def why_not(layers: Sequence[Layer]) -> tuple[str, ...]:
     height, width = live.shape[0], live.numel() // max(live.shape[0], 1)
     for layer in layers:
         reasons += [reason for reason in _why_not_shapes(layer) if reason not in reasons]
-    if not all(tensor.is_contiguous() for tensor in tensors):
+    if not all(map(_is_dense, layers)):
         reasons.append("a weight, base or factor is not contiguous")
     elif all(map(is_plain, tensors)) and any(tensor.data_ptr() % _ALIGNMENT for tensor in tensors):
         reasons.append(f"a weight, base or factor does not begin at a multiple of {_ALIGNMENT} bytes")
-    if max(tensor.numel() for tensor in tensors) > INT32:
+    if max(map(_most_elements, layers)) > INT32:
         reasons.append(f"a weight or factor has more than {INT32} elements")
     return (*reasons, *why_not_programs(len(layers) * (height // 32 + 1) * (width // 32 + 1)))
 
 
+def why_not_dtypes(device: torch.device, *dtypes: torch.dtype) -> tuple[str, ...]:
+    """Reasons for which no weights and factors of these dtypes can be merged on a device."""
+    return why_not_tensors(*(torch.empty(1, dtype=dtype, device=device) for dtype in dtypes))
+
+
 def candidates(layers: Sequence[Layer]) -> Sequence[Product]:
     """Tiles that `launch` may take for these, its own first. Call it only where `why_not` is empty."""
-    single = _kind(layers[0]).factor_dtype is torch.float32
     ranks = [pair.down.shape[0] for layer in layers for pair in layer.pairs]
-    return configs.candidates(configs.FUSE_SINGLE if single else configs.FUSE_HALF, max(ranks, default=0))
+    return tiles_for(_kind(layers[0]).factor_dtype, max(ranks, default=0))
+
+
+def tiles_for(factors: torch.dtype, rank: int) -> Sequence[Product]:
+    """The same by the dtype of the factors and the largest rank."""
+    single = factors is torch.float32
+    return configs.candidates(configs.FUSE_SINGLE if single else configs.FUSE_HALF, rank)
 
 
 @torch.no_grad()
 def launch(layers: Sequence[Layer], *, tile: Product | None = None) -> None:
-    """`reference` by the kernel, in one launch.
+    """`reference` by the kernel, in one launch; weights count it as a write to them.
 
     Call it only where `why_not` is empty. tile: one of `candidates`; None takes the first.
     """
@@ -132,31 +140,57 @@ def launch(layers: Sequence[Layer], *, tile: Product | None = None) -> None:
             RANK=tile.rank,
             num_warps=tile.warps,
         )
+    _count_writes(layers)
 
 
-def _tables(layers: Sequence[Layer], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel's tables of layers, pairs and scales on the device, without waiting for it."""
-    rows: list[tuple[int, int, int, int]] = []
-    pairs: list[tuple[int, int, int]] = []
-    scales: list[float] = []
+def _tables(layers: Sequence[Layer], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The kernel's tables of layers and pairs on the device, by one upload that nobody waits for."""
+    rows: list[int] = []
+    pairs: list[int] = []
+    count = 0
+    for live, base, of_layer in layers:
+        rows += (live.data_ptr(), base.data_ptr(), count, count + len(of_layer))
+        count += len(of_layer)
+        for up, down, scale in of_layer:
+            pairs += (up.data_ptr(), down.data_ptr(), down.shape[0], up.stride(0), _bits(scale))
+    # Without any pair there is still a number, which nothing reads: an empty tensor has no address.
+    table = torch.tensor([*rows, *(pairs or [0])], dtype=torch.int64)
+    if device.type == "cuda":
+        table = table.pin_memory().to(device, non_blocking=True)
+    return table[: len(rows)], table[len(rows) :]
+
+
+def _bits(scale: float) -> int:
+    """Those of the number as float32, in a whole number; of infinity, if it is too large for one."""
+    return ctypes.c_int32.from_buffer(ctypes.c_float(scale)).value
+
+
+def _count_writes(layers: Sequence[Layer]) -> None:
+    """Raises torch's count of writes to each weight, as torch's own operations do and Triton's do not.
+
+    By it somebody else who holds a weight's bits sees that they are not the same any more.
+    """
     for layer in layers:
-        first = len(pairs)
-        for up, down, scale in layer.pairs:
-            pairs.append((up.data_ptr(), down.data_ptr(), down.shape[0]))
-            scales.append(scale)
-        rows.append((layer.live.data_ptr(), layer.base.data_ptr(), first, len(pairs)))
-    # Without any pair there is still a row, which nothing reads: an empty tensor has no address.
-    tables = (
-        torch.tensor(rows, dtype=torch.int64),
-        torch.tensor(pairs or [(0, 0, 0)], dtype=torch.int64),
-        torch.tensor(scales or [0.0], dtype=torch.float32),
+        if not layer.live.is_inference():  # those have no count
+            torch.autograd.graph.increment_version(layer.live)
+
+
+def _is_dense(layer: Layer) -> bool:
+    return (
+        layer.live.is_contiguous()
+        and layer.base.is_contiguous()
+        and all(_has_dense_rows(up) and down.is_contiguous() for up, down, _ in layer.pairs)
     )
-    if device.type != "cuda":
-        return tables
-    layer_table, pair_table, scale_table = (
-        table.pin_memory().to(device, non_blocking=True) for table in tables
-    )
-    return layer_table, pair_table, scale_table
+
+
+def _has_dense_rows(up: Tensor) -> bool:
+    return up.dim() == 2 and (up.stride(1) == 1 or up.shape[1] == 1)
+
+
+def _most_elements(layer: Layer) -> int:
+    """Of one of its tensors, from the first to the last."""
+    ups = (up.shape[0] * up.stride(0) for up, _, _ in layer.pairs if up.dim())
+    return max([layer.live.numel(), *ups, *(down.numel() for _, down, _ in layer.pairs)])
 
 
 def _why_not_shapes(layer: Layer) -> list[str]:

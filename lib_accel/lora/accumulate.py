@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
@@ -12,6 +13,13 @@ from torch import Tensor
 
 from lib_accel.device import autocast_off
 from lib_accel.lora.terms import Dense, Factors, Rewrite, Term
+
+
+@contextlib.contextmanager
+def writing(weight: Tensor) -> Iterator[None]:
+    """Where a weight can be written: one that was made in inference mode in that mode only."""
+    with torch.inference_mode(weight.is_inference()), torch.no_grad():
+        yield
 
 
 @torch.no_grad()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lib_accel.device import autocast_off
-from lib_accel.lora.accumulate import write_sum
+from lib_accel.blocks.operators.operator import Tuned
+from lib_accel.device import autocast_dtype, autocast_off
+from lib_accel.lora.groups import Merge
 from lib_accel.lora.kinds import term
 from lib_accel.lora.memory import Uploads
 from lib_accel.lora.network import Layer
+from lib_accel.lora.shapes import MAGNITUDES
 from lib_accel.lora.terms import Term
 
 
@@ -34,6 +37,8 @@ class HeldWeight:
         self._base = copy(weight.detach())
         self._version = _version(weight)
         self.pairs: tuple[Pair, ...] = ()
+        self.way: str | None = None  # what wrote them, None for plain torch
+        self.tuned: Tuned | None = None  # what had chosen that
 
     @property
     def base_bytes(self) -> int:
@@ -59,25 +64,45 @@ class HeldWeight:
         """Whether just these are fused, in this order."""
         return self.pairs == pairs or _target(self.pairs) == _target(pairs)
 
-    def write(self, pairs: tuple[Pair, ...]) -> None:
-        """Makes the weight its base with `pairs` fused into it, rounded once."""
+    def device_to_join(self, pairs: Sequence[Pair]) -> torch.device | None:
+        """Where others may be written together with it, of which LoRAs are all; None if it goes alone."""
+        weight = self._weight()
+        is_sum = bool(pairs) and all(_is_product(pair.layer) for pair in pairs)
+        return weight.device if weight is not None and is_sum else None
+
+    def merge(self, pairs: Sequence[Pair]) -> Merge:
+        """What makes the weight its base with `pairs` fused into it; who writes it tells `note`."""
         weight = self._weight()
         assert weight is not None  # is_current was asked
         if self._base.device.type != "cpu" and self._base.device != weight.device:
             self._base = self._base.to(weight.device)  # who moves a model off a GPU wants its memory
-        # A weight that was made in inference mode can be written in it only.
-        with torch.inference_mode(weight.is_inference()), torch.no_grad():
-            write_sum(weight, self._base, self._terms(pairs, weight.device))
-        self.pairs, self._version = pairs, _version(weight)
+        return Merge(weight, self._base, self._terms(pairs, weight.device))
+
+    def note(self, pairs: tuple[Pair, ...], way: str | None = None, tuned: Tuned | None = None) -> None:
+        """The weight was made its base with `pairs`: so far all its writes are ours."""
+        weight = self._weight()
+        assert weight is not None
+        self.pairs, self.way, self.tuned, self._version = pairs, way, tuned, _version(weight)
+
+    def write(self, pairs: tuple[Pair, ...]) -> None:
+        """Makes the weight its base with `pairs` fused into it by plain torch, rounded once."""
+        self.merge(pairs).write()
+        self.note(pairs)
 
     def _terms(self, pairs: Sequence[Pair], device: torch.device) -> list[Term]:
         if not pairs:
             return []
-        with autocast_off(device.type):
+        is_off = autocast_dtype(device.type) is None  # to turn it off takes as long as all of a LoRA's term
+        with nullcontext() if is_off else autocast_off(device.type):
             return [
                 term(layer, self._uploads.on(device, layer), self._base.shape, scale=scale, dyn_dim=dyn_dim)
                 for layer, scale, dyn_dim in pairs
             ]
+
+
+def _is_product(layer: Layer) -> bool:
+    """Whether all that it adds to a weight is the product of two factors: a LoRA, and no DoRA."""
+    return layer.kind == "LoRA" and not MAGNITUDES & layer.tensors.keys()
 
 
 def _target(pairs: Sequence[Pair]) -> list[tuple[Hashable, float, int | None]]:

@@ -6,14 +6,16 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lib_accel.blocks.operators.operator import Tuned
 from lib_accel.lora.base import HeldWeight, Pair
+from lib_accel.lora.groups import PORTION, chosen_way, write_together
 from lib_accel.lora.memory import Uploads, copier
 from lib_accel.lora.network import LoraError, Network
 from lib_accel.lora.targets import LiveModels, Place, locate
@@ -23,6 +25,11 @@ Targets = dict[Place, tuple[Pair, ...]]  # what each weight is to carry; those n
 # How weights are found and held; the room storage has others.
 Look = Callable[[Mapping[str, nn.Module]], LiveModels]
 Hold = Callable[[nn.Parameter, Callable[[Tensor], Tensor], Uploads], HeldWeight]
+
+# What was chosen for merges on a device; None for plain torch.
+TunedOn = Callable[[torch.device], Tuned | None]
+
+_Change = tuple[HeldWeight, tuple[Pair, ...]]  # a weight, and what it is to carry
 
 
 class Wanted(NamedTuple):
@@ -55,10 +62,18 @@ class Fuser:
     """
 
     def __init__(
-        self, models: Mapping[str, nn.Module], look: Look | None = None, hold: Hold | None = None
+        self,
+        models: Mapping[str, nn.Module],
+        look: Look | None = None,
+        hold: Hold | None = None,
+        tuned: TunedOn = lambda device: None,
     ) -> None:
+        """`tuned`: what is chosen on a device; weights that only LoRAs change are written by that.
+
+        What was chosen otherwise since is taken by the next `fuse`, also for weights that carry the same.
+        """
         self._models = weakref.WeakValueDictionary(models)
-        self._look, self._hold_one = look, hold
+        self._look, self._hold_one, self._tuned = look, hold, tuned
         self._held: dict[Place, HeldWeight] = {}
         self._uploads = Uploads()
         self._live: LiveModels | None = None
@@ -143,7 +158,7 @@ class Fuser:
         self._forget_bases(targets)
         self._hold({place: live.weight(place) for place in targets})
         wanted = [(held, targets.get(place, ())) for place, held in self._held.items()]
-        changes = [(held, pairs) for held, pairs in wanted if not held.has(pairs)]
+        changes = [each for each in wanted if not each[0].has(each[1]) or self._is_outdated(each[0])]
         self._write(changes)
         if foreign:
             raise _changed_by_others(foreign, "they are left as they are; load the model again if in doubt")
@@ -181,26 +196,66 @@ class Fuser:
             for place, weight in new.items():
                 self._held[place] = (self._hold_one or HeldWeight)(weight, copy, self._uploads)
 
-    def _write(self, changes: Sequence[tuple[HeldWeight, tuple[Pair, ...]]]) -> None:
+    def _is_outdated(self, held: HeldWeight) -> bool:
+        """Whether what it carries would be written by something else now: bits follow from choices alone."""
+        tuned = self._tuned_for(held, held.pairs)
+        if tuned is None:
+            return held.way is not None
+        if held.tuned is tuned:
+            return False
+        held.tuned = tuned
+        return chosen_way(held.merge(held.pairs), tuned) != held.way
+
+    def _tuned_for(self, held: HeldWeight, pairs: Sequence[Pair]) -> Tuned | None:
+        device = held.device_to_join(pairs)
+        return None if device is None else self._tuned(device)
+
+    def _write(self, changes: Sequence[_Change]) -> None:
         """Writes all weights or, if one fails, none: those before it get back what they had."""
-        before: list[tuple[HeldWeight, tuple[Pair, ...]]] = []
+        before: list[_Change] = []
         try:
-            for held, pairs in changes:
-                before.append((held, held.pairs))
-                held.write(pairs)
+            for tuned, portion in self._portions(changes):
+                before += [(held, held.pairs) for held, _ in portion]
+                _write_portion(portion, tuned)
         except BaseException:
             self._put_back(before)
             raise
 
-    def _put_back(self, before: Iterable[tuple[HeldWeight, tuple[Pair, ...]]]) -> None:
+    def _put_back(self, before: Sequence[_Change]) -> None:
         """The set before or, if that cannot be computed either, no set at all: never a part of one."""
         try:
-            for held, pairs in before:
-                held.write(pairs)
+            for tuned, portion in self._portions(before):
+                _write_portion(portion, tuned)
         except BaseException:
             for held in self._held.values():
                 held.write(())
             raise
+
+    def _portions(self, changes: Sequence[_Change]) -> Iterator[tuple[Tuned | None, Sequence[_Change]]]:
+        """All changes: those that may be written together so far as memory allows, the others one by one."""
+        waiting: dict[Tuned, list[_Change]] = {}
+        size = 0
+        for held, pairs in changes:
+            tuned = self._tuned_for(held, pairs)
+            if tuned is None:
+                yield None, [(held, pairs)]
+                continue
+            waiting.setdefault(tuned, []).append((held, pairs))
+            size += sum(pair.layer.size_bytes for pair in pairs)
+            if size > PORTION:
+                yield from waiting.items()
+                waiting, size = {}, 0
+        yield from waiting.items()
+
+
+def _write_portion(portion: Sequence[_Change], tuned: Tuned | None) -> None:
+    if tuned is None:
+        for held, pairs in portion:
+            held.write(pairs)
+        return
+    ways = write_together([held.merge(pairs) for held, pairs in portion], tuned)
+    for (held, pairs), way in zip(portion, ways, strict=True):
+        held.note(pairs, way, tuned)
 
 
 def _plan(wanted: Sequence[Wanted], live: LiveModels) -> tuple[Targets, dict[str, tuple[str, ...]]]:

@@ -6,14 +6,22 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Mapping
 from concurrent.futures import Future
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from lib_accel.lora.formats import FileState, check_path, file_state, read_network
-from lib_accel.lora.network import Network
+from lib_accel.lora.network import LoraError, Network
 
 _MIB = 2**20
+
+# File or state dict, text encoders' scale, UNet's and, if there is a fourth, how many ranks: None for all.
+Lora = (
+    tuple[str | Path | Mapping[str, Tensor], float, float]
+    | tuple[str | Path | Mapping[str, Tensor], float, float, int | None]
+)
 
 
 class Library:
@@ -94,3 +102,14 @@ class Library:
         """Of the networks that were given as tensors, keeps these only."""
         with self._lock:
             self._given = {key: kept for key, kept in self._given.items() if kept[1] in networks}
+
+
+def check_lora(lora: Any) -> None:
+    """Raises LoraError unless it is a Lora, as far as its parts tell."""
+    is_tuple = isinstance(lora, (tuple, list)) and len(lora) in (3, 4)
+    if not is_tuple or not all(isinstance(scale, Real) for scale in lora[1:3]):
+        shown = f"{len(lora)} values" if isinstance(lora, (tuple, list)) else type(lora).__name__
+        raise LoraError(
+            f"set_loras: got {'no numbers for scales' if is_tuple else shown}, expected (path or state dict, "
+            "scale for the text encoders, scale for the UNet[, number of ranks]) for each LoRA"
+        )

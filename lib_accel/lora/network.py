@@ -56,6 +56,11 @@ class Layer:
         """What a change with alpha and rank is multiplied by."""
         return self.alpha / self.rank
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory that its tensors take."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
 
 @dataclass(frozen=True, eq=False)
 class Network:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from lib_accel.lora.accumulate import write_sum
 from lib_accel.lora.base import HeldWeight, Pair
-from lib_accel.lora.fusion import Fuser
+from lib_accel.lora.fusion import Fuser, TunedOn
 from lib_accel.lora.memory import Uploads
 from lib_accel.lora.targets import LiveModels, Place
 from lib_accel.storage.layer import StoredLayer
 from lib_accel.storage.weights import Storage
 
 
-def fuser_of(models: Mapping[str, nn.Module], storage: Storage) -> Fuser:
-    """A fuser for models of which some weights are stored, now or later."""
+def fuser_of(
+    models: Mapping[str, nn.Module], storage: Storage, tuned: TunedOn = lambda device: None
+) -> Fuser:
+    """A fuser for models of which some weights are stored, now or later; `tuned`: see Fuser."""
 
     def hold(weight: nn.Parameter, copy: Callable[[Tensor], Tensor], uploads: Uploads) -> HeldWeight:
         layer = storage.layer_of(weight)
         return HeldWeight(weight, copy, uploads) if layer is None else HeldOriginal(layer, uploads)
 
-    return Fuser(models, lambda models: Originals(models, storage), hold)
+    return Fuser(models, lambda models: Originals(models, storage), hold, tuned)
 
 
 class Originals(LiveModels):
@@ -62,6 +64,9 @@ class HeldOriginal(HeldWeight):
     def is_pristine(self) -> bool:
         """Always: the base is the weight itself."""
         return True
+
+    def device_to_join(self, pairs: Sequence[Pair]) -> None:
+        """None: what is written is stored at once, in other memory."""
 
     def write(self, pairs: tuple[Pair, ...]) -> None:
         """Has base and `pairs` stored, summed and rounded as they would be in the weight."""

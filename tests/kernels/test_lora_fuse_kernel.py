@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lib_accel.kernels import lora_fuse
+from lib_accel.kernels.configs import ANY, FUSE_SINGLE
 from lib_accel.kernels.lora_fuse import TOLERANCES, Layer, Pair, candidates, launch, why_not
-from tests.kernels.place import DTYPES, IS_INTERPRETED, MARKS, assert_near, random
+from lib_accel.lora.accumulate import write_sum
+from lib_accel.lora.groups import Merge, write_together
+from lib_accel.lora.merge import MERGE, ByKernel, MergeKind, asked
+from lib_accel.lora.terms import Factors
+from lib_accel.tuning.signature import call_of, example
+from tests.fakes.tuning import Taking
+from tests.kernels.place import DEVICE, DTYPES, IS_INTERPRETED, LAYOUTS, MARKS, assert_near, random
 
 pytestmark = MARKS
 
@@ -88,6 +97,83 @@ def test_base_may_be_the_weight_itself() -> None:
     launch([same._replace(base=same.live)])
     launch([apart])
     assert torch.equal(same.live, apart.live)
+
+
+def test_the_first_ranks_of_larger_factors_are_taken_where_they_lie() -> None:
+    whole = layer((40, 50), torch.float16, torch.float16, (20, 24))
+    pairs = [
+        Pair(up[:, :n], down[:n], scale) for (up, down, scale), n in zip(whole.pairs, (5, 1), strict=True)
+    ]
+    cut = whole._replace(pairs=pairs)
+    assert not cut.pairs[0].up.is_contiguous()
+    assert why_not([cut]) == ()
+    launch([cut])
+    assert_near(cut.live, exact(cut), TOLERANCES)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.75, 3.1e-5, 2.0**-130])
+def test_scales_are_float32(scale: float) -> None:
+    alone = layer((16, 16), torch.float32, torch.float32, (4, 4))
+    pairs = [pair._replace(scale=each) for pair, each in zip(alone.pairs, (scale, 0.1), strict=True)]
+    launch([alone := alone._replace(pairs=pairs)])
+    assert_near(alone.live, exact(alone), TOLERANCES)
+
+
+def test_a_scale_that_float32_cannot_hold_is_infinite() -> None:
+    assert [lora_fuse._bits(scale) for scale in (1e39, -1.0)] == [0x7F800000, 0xBF800000 - 2**32]
+
+
+def test_many_pairs_of_all_ranks_are_summed() -> None:
+    many = layer((40, 50), torch.float16, torch.float16, (1, 3, 4, 8, 16, 20, 33, 43))
+    launch([many])
+    assert_near(many.live, exact(many), TOLERANCES)
+
+
+def test_a_write_is_counted() -> None:
+    counted = layer((8, 8), torch.float32, torch.float32, (4,))
+    before = counted.live._version
+    launch([counted])
+    assert counted.live._version == before + 1
+
+
+def test_inference_tensors_which_have_no_count_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(tensor: Tensor) -> None:
+        assert not tensor.is_inference()  # for which some versions of torch raise an error
+
+    monkeypatch.setattr(torch.autograd.graph, "increment_version", count)
+    with torch.inference_mode():
+        uncounted = layer((8, 8), torch.float32, torch.float32, (4,))
+    launch([uncounted])
+    assert_near(uncounted.live, exact(uncounted), TOLERANCES)
+
+
+def test_weights_on_their_way_to_the_operator_are_merged_by_the_kernel_as_by_plain_torch() -> None:
+    ways, shapes = ByKernel(FUSE_SINGLE[ANY][0]), ((20, 12), (6, 5, 3, 3), (20, 12))
+    tuned = Taking(MERGE.name, ways)
+    for form in LAYOUTS.values():
+        merges = [merged(shape, form) for shape in shapes]
+        assert write_together(merges, tuned) == ["fake"] * 3
+        for each in merges:
+            live = torch.empty_like(each.weight)
+            write_sum(live, each.base, each.terms)
+            torch.testing.assert_close(each.weight, live)
+
+
+def merged(shape: tuple[int, ...], form: torch.memory_format) -> Merge:
+    made = layer(shape, torch.float32, torch.float32, (3, 5))
+    lies: dict[str, Any] = {"memory_format": form} if len(shape) == 4 else {}
+    weights = [each.contiguous(**lies) for each in made[:2]]
+    return Merge(*weights, [Factors(*pair) for pair in made.pairs])
+
+
+def test_every_implementation_of_the_operator_agrees_with_plain_torch() -> None:
+    kind = MergeKind.of(torch.empty(32, 32, device=DEVICE).half(), torch.float16, (20,))
+    args = example(call_of(MERGE, asked(kind)))
+    right = MERGE.plain(*args)
+    rivals = MERGE.others(*args)
+    assert [each.name for each in rivals] == [each.name for each in MERGE.others(*asked(kind))]
+    for rival in rivals[:2]:
+        torch.testing.assert_close(rival.run(*args), right)
 
 
 def test_weights_that_ask_for_gradients_are_written() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_accel.lora import base
+from lib_accel.lora import groups
 from lib_accel.lora.formats import Network, read_network
 from lib_accel.lora.fusion import Fuser, Wanted
 from tests.lora import models as make
@@ -124,11 +124,11 @@ def test_sets_of_two_threads_are_each_whole() -> None:
 def test_sets_that_fail_anywhere_leave_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     switching = Switching()
     switching.fuser.fuse(switching.some())
-    before, right = make.bits(switching.model), base.write_sum
+    before, right = make.bits(switching.model), groups.write_sum
     wanted = [Wanted(each, 1.0, 0.3) for each in switching.networks]
     for place in range(3):  # linear weight, its bias, the convolution
         with monkeypatch.context() as patch:
-            patch.setattr(base, "write_sum", failing_once(right, place))
+            patch.setattr(groups, "write_sum", failing_once(right, place))
             with pytest.raises(MemoryError):
                 switching.fuser.fuse(wanted)
         assert make.same_bits(before, switching.model)
@@ -146,7 +146,7 @@ def test_set_that_cannot_be_put_back_either_leaves_none(monkeypatch: pytest.Monk
         weight.copy_(pristine)
 
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(base, "write_sum", only_without_terms)
+        patch.setattr(groups, "write_sum", only_without_terms)
         with pytest.raises(MemoryError):
             switching.fuser.fuse([Wanted(switching.networks[1], 1.0, 1.0)])
     assert make.same_bits(switching.pristine, switching.model)

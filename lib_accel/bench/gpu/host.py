@@ -43,7 +43,7 @@ class GpuHost(PlainHost):
         """The numbers of the LoRAs that are worn."""
         return () if self._networks is None else tuple(range(self._networks.worn))
 
-    def apply_networks(self, layers: Sequence[nn.Module]) -> None:
+    def apply_networks(self, layers: Sequence[nn.Module], merging: Any = None) -> None:
         """Merges them where that was not done yet."""
         if self._networks is not None:
             self._networks.apply(layers)

@@ -10,7 +10,6 @@ import triton.language as tl
 def summed(
     layers,
     pairs,
-    scales,
     height,
     width,
     WEIGHT: tl.constexpr,
@@ -23,7 +22,8 @@ def summed(
     """One program a tile of one weight.
 
     layers: (count, 4) int64: addresses of the weight and its base, its first pair and the one after its last.
-    pairs: (count, 3) int64: addresses of up and down, and the rank. scales: (pairs,) float32.
+    pairs: (count, 5) int64: addresses of up and down, the rank, how far apart rows of up are, and the bits of
+    the scale, a float32.
     """
     across = tl.cdiv(width, WIDTH)
     tiles = tl.cdiv(height, HEIGHT) * across
@@ -40,19 +40,21 @@ def summed(
     mask = (row < height) & (column < width)
     total = tl.load(base + row * width + column, mask=mask, other=0.0).to(tl.float32)
     for pair in range(first, last):
-        up = tl.multiple_of(tl.load(pairs + pair * 3).to(tl.pointer_type(FACTOR)), 16)
-        down = tl.multiple_of(tl.load(pairs + pair * 3 + 1).to(tl.pointer_type(FACTOR)), 16)
-        rank = tl.load(pairs + pair * 3 + 2).to(tl.int32)
+        up = tl.multiple_of(tl.load(pairs + pair * 5).to(tl.pointer_type(FACTOR)), 16)
+        down = tl.multiple_of(tl.load(pairs + pair * 5 + 1).to(tl.pointer_type(FACTOR)), 16)
+        rank = tl.load(pairs + pair * 5 + 2).to(tl.int32)
+        apart = tl.load(pairs + pair * 5 + 3).to(tl.int32)
         product = tl.zeros((HEIGHT, WIDTH), tl.float32)
         for start in range(0, rank, RANK):
             across_rank = start + tl.arange(0, RANK)[None, :]
             along_rank = start + tl.arange(0, RANK)[:, None]
             left = tl.load(
-                up + row * rank + across_rank, mask=(row < height) & (across_rank < rank), other=0.0
+                up + row * apart + across_rank, mask=(row < height) & (across_rank < rank), other=0.0
             )
             right = tl.load(
                 down + along_rank * width + column, mask=(along_rank < rank) & (column < width), other=0.0
             )
             product = tl.dot(left, right, product, input_precision=PRECISION)
-        total += tl.load(scales + pair) * product
+        scale = tl.load(pairs + pair * 5 + 4).to(tl.int32).to(tl.float32, bitcast=True)
+        total += scale * product
     tl.store(live + row * width + column, total, mask=mask)
