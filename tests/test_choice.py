@@ -35,6 +35,7 @@ from tests.fakes.models import (
     tiny_sgm_unet,
     tiny_unet,
 )
+from tests.fakes.tuning import FakeTuner
 from tests.test_equality import LIMIT
 
 COMPILABLE = 16  # of the 19 blocks of the tiny UNet; the others are single convolutions and the UNet's own
@@ -62,12 +63,20 @@ def compiler() -> Compiler:
 class Studio:
     """An engine that compiles, and what it makes of a UNet."""
 
-    def __init__(self, compiler: Compiler, *, code: str = "compiled", folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        compiler: Compiler,
+        *,
+        code: str = "compiled",
+        folder: Path | None = None,
+        tuner: FakeTuner | None = None,
+    ) -> None:
         self.host = FakeHost()
         self.host.asked = Options(code=code)
+        self.tuner: Any = tuner
         workshop = Workshop(compiler, Activity(), helper=None)
         self.choice = Choice(Verdicts(folder), workshop, self.host.is_busy)
-        self.engine = Engine(self.host, self.choice)
+        self.engine = Engine(self.host, self.choice, tuner=tuner)  # type: ignore[arg-type]
 
     def picture(self, unet: nn.Module, given: Inputs | None = None) -> Tensor:
         """One call of a new picture."""

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 from lib_accel.blocks.kinds import KINDS, compute
+from lib_accel.blocks.operators import custom
+from lib_accel.blocks.operators.operator import Tuned
+from lib_accel.blocks.operators.whole import Whole, computed_by
 from lib_accel.blocks.rules import Rules
 from lib_accel.device import is_compiling
 from lib_accel.errors import CompileError
@@ -55,10 +58,14 @@ class Graph:
         self._body = _body(structure, condition.rules, self._note_miss)
         self._run: Callable[..., Tensor] | None = None
 
-    def run(self, inputs: Inputs) -> tuple[Tensor, bool]:
-        """The block's output, and whether a graph took the inputs; if not, it is the plain function's."""
+    def run(self, inputs: Inputs, tuned: Tuned | None = None) -> tuple[Tensor, bool]:
+        """The block's output, and whether a graph took the inputs; if not, it is the plain function's.
+
+        tuned: what computes the operators that the graph leaves whole, if it leaves any.
+        """
         self._missed.it = False
-        result = (self._run or self._body)(*inputs)
+        with computed_by(tuned):
+            result = (self._run or self._body)(*inputs)
         return result, not self._missed.it
 
     def compile(self, inputs: Inputs, sizes: Sizes) -> None:
@@ -183,6 +190,10 @@ class Compiler:
                 raise CompileError(f"{structure}: {_first_line(error)}") from error
 
     def _prepare(self, structure: Structure, condition: Condition, sizes: Sizes) -> Graph:
+        if isinstance(whole := condition.rules.tuned, Whole):
+            if (reason := custom.why_not()) is not None:
+                raise CompileError(reason)
+            custom.define(whole.names)
         graph = self._graphs.get((structure, condition))
         if graph is None:
             graph = Graph(structure, condition, self._backend_for(condition))

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 HOST, DIRECT, COMPILED = "host", "direct", "compiled"
+WITH_KERNELS = (
+    "compiled with kernels"  # with those operators left whole that have an implementation of their own
+)
+COMPILED_CODES = (COMPILED, WITH_KERNELS)
 
 Side = Callable[[], Tensor]
 
@@ -35,7 +39,7 @@ _LEAST_GAIN = 0.03  # share of the time; less is noise on any machine
 class Verdict:
     """Which code a block runs, and why; or, of an operator, which implementation (tuning)."""
 
-    code: str  # HOST, DIRECT or COMPILED
+    code: str  # HOST, DIRECT or one of COMPILED_CODES
     reason: str
     difference: float | None = None  # of compiled from direct, relative L2 norm
     tolerance: float | None = None
@@ -54,29 +58,27 @@ def prove(
     is_forced: bool = False,
     launched: Callable[[Side], Side] = lambda side: side,
 ) -> Verdict:
-    """The code to run from now on, of those that `sides` computes: DIRECT, and COMPILED or HOST or both.
+    """The code to run from now on, of those that `sides` computes: DIRECT, and some of the others.
 
-    DIRECT is what a block runs that nothing speaks against. COMPILED must agree with it, and with HOST if
-    that is there, and be faster by more than the noise, or only agree if `is_forced`. HOST must be faster
-    than both. Costs some runs of the block by each code, two if it is forced.
+    DIRECT is what a block runs that nothing speaks against. Compiled codes must agree with it, and with HOST
+    if that is there, and be faster by more than the noise, or only agree if `is_forced`. HOST must be faster
+    than all. Costs some runs of the block by each code, two if it is forced.
 
     launched: our side as it is launched when nothing is measured; the host's is never launched otherwise.
     """
     outputs = {code: side() for code, side in sides.items()}
     device, limit = outputs[DIRECT].device, tolerance(kind, outputs[DIRECT].dtype)
-    running = dict(sides)
-    apart, fault = None, ""
-    if COMPILED in outputs:
-        apart = difference(outputs[COMPILED], outputs[DIRECT])
-        fault = _fault(outputs, limit, apart)
-        if fault:
-            del running[COMPILED]
+    compiled = [code for code in COMPILED_CODES if code in outputs]
+    apart = {code: difference(outputs[code], outputs[DIRECT]) for code in compiled}
+    faults = {code: _fault(code, outputs, limit, apart[code]) for code in compiled}
     del outputs
+    running = {code: side for code, side in sides.items() if not faults.get(code)}
     running = {code: side if code == HOST else launched(side) for code, side in running.items()}
     times = seconds_in_turn(running, device, rounds=1 if is_forced else ROUNDS)
     ms = {code: 1000 * statistics.median(each) for code, each in times.items()}
     code, reason = _choice(times, is_forced=is_forced)
-    return Verdict(code, fault or reason, apart, limit, ms)
+    told = [*([reason] if code in compiled else []), *filter(None, faults.values())] or [reason]
+    return Verdict(code, "; ".join(told), apart.get(code, min(apart.values(), default=None)), limit, ms)
 
 
 def difference(first: Tensor, second: Tensor) -> float:
@@ -95,16 +97,16 @@ def difference(first: Tensor, second: Tensor) -> float:
     return apart / length if length else (0.0 if not apart else math.inf)
 
 
-def _fault(outputs: Mapping[str, Tensor], limit: float, apart: float) -> str:
-    """Why compiled code may not run, which is so far apart from direct; empty if it may."""
+def _fault(code: str, outputs: Mapping[str, Tensor], limit: float, apart: float) -> str:
+    """Why a compiled code may not run, which is so far apart from direct; empty if it may."""
     if not apart <= limit:  # nor if it is NaN, of lengths that float32 cannot hold
-        return f"compiled differs from direct by {apart:.1e}, tolerated are {limit:.1e}"
+        return f"{code} differs from direct by {apart:.1e}, tolerated are {limit:.1e}"
     if HOST in outputs:
         # What direct and the host are apart by themselves is the order of their sums, not the graph's fault.
-        apart = difference(outputs[COMPILED], outputs[HOST])
+        apart = difference(outputs[code], outputs[HOST])
         allowed = limit + difference(outputs[DIRECT], outputs[HOST])
         if not apart <= allowed or math.isinf(apart):
-            return f"compiled differs from the host's block by {apart:.1e}, tolerated are {allowed:.1e}"
+            return f"{code} differs from the host's block by {apart:.1e}, tolerated are {allowed:.1e}"
     return ""
 
 
@@ -138,9 +140,9 @@ def _wait_for(device: torch.device) -> None:
 
 def _choice(times: Mapping[str, list[float]], *, is_forced: bool) -> tuple[str, str]:
     if is_forced:
-        return (COMPILED if COMPILED in times else DIRECT), "asked for"
+        return next((code for code in COMPILED_CODES if code in times), DIRECT), "asked for"
     best, reason = DIRECT, "nothing is faster"
-    for code in (COMPILED, HOST):
+    for code in (*COMPILED_CODES, HOST):
         if code in times and (gain := saving(times[best], times[code])) > 0:
             best, reason = code, f"{100 * gain:.0f} % less time than {best}"
     return best, reason

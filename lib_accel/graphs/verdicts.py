@@ -21,7 +21,7 @@ import torch
 
 from lib_accel import __version__
 from lib_accel.device import matmul_precision
-from lib_accel.graphs.proof import COMPILED, DIRECT, HOST, Verdict
+from lib_accel.graphs.proof import COMPILED_CODES, DIRECT, HOST, Verdict
 from lib_accel.requirements import installed_version
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _SCHEMA = 1
 _MOST_TRIES = 2  # of what ends the process: once may be somebody who switched it off
 _MOST_ENTRIES = 4000
 _TOKEN = secrets.token_hex(8)  # of this process
-_CODES = (HOST, DIRECT, COMPILED)
+_CODES = (HOST, DIRECT, *COMPILED_CODES)
 
 
 def folder_or(usual: Path) -> Path:

@@ -44,17 +44,21 @@ class Order(NamedTuple):
     parts: tuple[Part, ...]
     threads: int
     matmul_precision: str  # of float32
-    reductions: tuple[tuple[str, Any], ...]  # attributes of torch.backends.cuda.matmul
+    products: tuple[tuple[str, Any], ...]  # attributes of torch.backends.cuda.matmul
 
 
 _REDUCTIONS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+# Since torch 2.9, for whose cache the usual precision is another one once somebody has set it.
+_PRECISION = "fp32_precision"
 
 
 def order(parts: Sequence[Part]) -> Order:
     """An order of these parts, for this process' settings: torch's cache knows what it made by them too."""
     matmul = torch.backends.cuda.matmul
-    reductions = tuple((name, getattr(matmul, name)) for name in _REDUCTIONS if hasattr(matmul, name))
-    return Order(tuple(parts), torch.get_num_threads(), matmul_precision(), reductions)
+    names = [name for name in _REDUCTIONS if hasattr(matmul, name)]
+    names += [_PRECISION] if hasattr(torch.backends, _PRECISION) else []
+    products = tuple((name, getattr(matmul, name)) for name in names)
+    return Order(tuple(parts), torch.get_num_threads(), matmul_precision(), products)
 
 
 def compile_elsewhere(
@@ -168,7 +172,7 @@ def _made(wanted: Order) -> Iterator[str | None]:
 
     torch.set_num_threads(wanted.threads)
     torch.set_float32_matmul_precision(wanted.matmul_precision)
-    for name, value in wanted.reductions:
+    for name, value in wanted.products:
         setattr(torch.backends.cuda.matmul, name, value)
     compiler = Compiler()
     for part in wanted.parts:

@@ -212,7 +212,7 @@ class _Recorder:
 def structures(model: nn.Module) -> frozenset[Structure]:
     """The structures of a model's blocks that would be compiled, as the steps of its units ask for them."""
     recorder = _Recorder()
-    call = ModelCall(AS_IT_COMES, None, (), "meta", None, (), recorder)  # type: ignore[arg-type]
+    call = ModelCall(AS_IT_COMES, None, (), "meta", None, choice=recorder)  # type: ignore[arg-type]
     units = {entry.path: entry for entry in ENTRIES if isinstance(entry, Unit)}
     for module in model.modules():
         unit = units.get(class_name(type(module)))

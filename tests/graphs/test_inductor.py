@@ -15,11 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from lib_accel.blocks.operators.convolution_norm import CONVOLUTION_NORM
+from lib_accel.blocks.operators.whole import Whole
+from lib_accel.blocks.rules import Rules
 from lib_accel.errors import CompileError
+from lib_accel.graphs import worker
 from lib_accel.graphs.compiler import MOST_GRAPHS, Compiler, Graph
 from lib_accel.graphs.proof import tolerance
 from lib_accel.graphs.structure import Inputs
-from lib_accel.graphs.worker import compile_elsewhere
+from lib_accel.graphs.worker import compile_elsewhere, order
+from tests.fakes.tuning import Taking
 from tests.graphs.small import (
     CHANNELS,
     Block,
@@ -120,7 +125,8 @@ from lib_accel.graphs.compiler import Compiler
 from tests.graphs.small import calls, difference, prepared, residual, taken
 block = residual(8, 24)
 torch.set_num_threads(1)
-torch.set_float32_matmul_precision({precision!r})
+if {precision!r} is not None:
+    torch.set_float32_matmul_precision({precision!r})
 compiler = Compiler()
 with torch.no_grad():
     for inputs in calls(block)[:2]:
@@ -131,7 +137,7 @@ print(found["fxgraph_cache_hit"], found["fxgraph_cache_miss"], found["fxgraph_ca
 """
 
 
-def after(folder: Path, precision: str) -> list[int]:
+def after(folder: Path, precision: str | None) -> list[int]:
     """Hits, misses and bypasses of torch's cache in a folder, in a new process that needs a graph."""
     script = _AFTER.format(precision=precision)
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder)}
@@ -141,20 +147,36 @@ def after(folder: Path, precision: str) -> list[int]:
     return [int(number) for number in found.stdout.split()]
 
 
-@pytest.fixture(params=["highest", "high"])
-def precision(request: Any) -> Iterator[str]:
-    """Of float32 matmuls in this process, which asks."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(request.param)
+@pytest.fixture(params=[None, "high"])
+def precision(request: Any) -> Iterator[str | None]:
+    """Of float32 matmuls in this process, which asks; None if nobody has set it."""
+    before = order(())
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    if request.param is not None:
+        torch.set_float32_matmul_precision(request.param)
     yield request.param
-    torch.set_float32_matmul_precision(before)
+    list(worker._made(before))
 
 
 def test_what_a_worker_made_is_found_by_the_process_that_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str | None
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     block = residual(8, 24)
     parts = [part(block, inputs) for inputs in calls(block)[:2]]
     assert list(compile_elsewhere(parts, threading.Event())) == [None, None]
     assert after(tmp_path, precision) == [1, 0, 0]
+
+
+# Operators that are left whole
+
+
+def test_compiled_code_around_an_operator_runs_it_by_what_was_chosen() -> None:
+    block, rules = residual(8, 24), Rules(tuned=Whole((CONVOLUTION_NORM.name,)))
+    found = [each._replace(x=each.x.contiguous(memory_format=torch.channels_last)) for each in calls(block)]
+    graph = prepared(Compiler(), block, found[0], rules)
+    taking = Taking(CONVOLUTION_NORM.name, lambda *args: 2 * CONVOLUTION_NORM.plain(*args))
+    for inputs in [each for each in found if len(each.x) > 1 and each.x.shape[2] > 1]:
+        output, is_taken = graph.run(inputs, taking)
+        assert difference(output, block.direct(inputs, Rules(tuned=taking))) <= 2e-6
+        assert is_taken

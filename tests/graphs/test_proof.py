@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib_accel.blocks.rules import Rules
 from lib_accel.graphs import proof
-from lib_accel.graphs.proof import COMPILED, DIRECT, HOST, Side, Verdict, prove, tolerance
+from lib_accel.graphs.proof import COMPILED, DIRECT, HOST, WITH_KERNELS, Side, Verdict, prove, tolerance
 from tests.graphs.small import Block, calls, difference, drawn, residual, transformer
 
 RIGHT = drawn(2, 16)
@@ -29,8 +29,11 @@ def off(share: float, right: Tensor = RIGHT) -> Tensor:
 class Clock:
     """Seconds that each side takes, one after the other and then the last again and again."""
 
-    def __init__(self, **seconds: float | list[float]) -> None:
-        self._seconds = {code: each if isinstance(each, list) else [each] for code, each in seconds.items()}
+    def __init__(
+        self, seconds: Mapping[str, float] = MappingProxyType({}), **named: float | list[float]
+    ) -> None:
+        given = {**seconds, **named}
+        self._seconds = {code: each if isinstance(each, list) else [each] for code, each in given.items()}
         self._codes: dict[Side, str] = {}
         self.runs = 0
 
@@ -75,6 +78,49 @@ def test_compiled_code_that_is_right_and_faster_runs(decide: Decide) -> None:
         tolerance(KIND, torch.float32),
         {DIRECT: 2000.0, COMPILED: 1000.0},
     )
+
+
+def raced(decide: Decide, with_kernels: Tensor, *, is_forced: bool = False, **seconds: float) -> Verdict:
+    """The verdict on all four codes, of which only the one with kernels may be wrong."""
+    names = {HOST: "host", DIRECT: "direct", COMPILED: "compiled", WITH_KERNELS: "kernels"}
+    outputs = {code: with_kernels if code == WITH_KERNELS else RIGHT for code in names}
+    clock = Clock({code: seconds.get(name, 2.0) for code, name in names.items()})
+    return decide(outputs, clock, is_forced=is_forced)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "code", "reason"),
+    [
+        ({"compiled": 1.5, "kernels": 1.0}, WITH_KERNELS, "33 % less time than compiled"),
+        ({"compiled": 1.0, "kernels": 1.5}, COMPILED, "50 % less time than direct"),
+        ({"kernels": 1.0}, WITH_KERNELS, "50 % less time than direct"),
+        ({"compiled": 1.5, "kernels": 1.5}, COMPILED, "25 % less time than direct"),
+        ({"compiled": 1.5, "kernels": 1.0, "host": 0.5}, HOST, f"50 % less time than {WITH_KERNELS}"),
+    ],
+    ids=str,
+)
+def test_the_faster_of_both_compiled_codes_runs(
+    decide: Decide, seconds: dict[str, float], code: str, reason: str
+) -> None:
+    verdict = raced(decide, RIGHT, **seconds)
+    assert (verdict.code, verdict.reason) == (code, reason)
+    assert set(verdict.ms) == {HOST, DIRECT, COMPILED, WITH_KERNELS}
+
+
+def test_a_compiled_code_that_is_wrong_does_not_end_the_other(decide: Decide) -> None:
+    verdict = raced(decide, off(0.5), compiled=1.0, kernels=0.5)
+    assert verdict.code == COMPILED
+    assert f"{WITH_KERNELS} differs from direct by 5.0e-01" in verdict.reason
+    assert verdict.difference == 0.0
+
+
+def test_the_difference_is_that_of_the_code_that_was_chosen(decide: Decide) -> None:
+    assert raced(decide, ALMOST, compiled=1.0, kernels=0.5).difference == pytest.approx(1.8e-6, rel=0.01)
+    assert raced(decide, ALMOST, compiled=0.5, kernels=1.0).difference == 0.0
+
+
+def test_who_asks_for_compiled_code_gets_that_of_plain_torch(decide: Decide) -> None:
+    assert raced(decide, RIGHT, is_forced=True, compiled=3.0, kernels=1.0).code == COMPILED
 
 
 @pytest.mark.parametrize("seconds", [1.0, 1.5, 0.98])

@@ -184,7 +184,7 @@ def _settings_come_back() -> Iterator[None]:
 
 
 REDUCTIONS = tuple((name, False) for name in worker._REDUCTIONS)
-OTHER_SETTINGS = Order((), 2, "high", REDUCTIONS)
+OTHER_SETTINGS = Order((), 2, "high", (*REDUCTIONS, ("fp32_precision", "tf32")))
 
 
 @pytest.mark.usefixtures("_settings_come_back")
@@ -201,6 +201,16 @@ def test_a_worker_takes_the_settings_of_its_order() -> None:
     assert order(()) != OTHER_SETTINGS
     assert list(worker._made(OTHER_SETTINGS)) == []
     assert order(()) == OTHER_SETTINGS
+
+
+@pytest.mark.usefixtures("_settings_come_back")
+def test_a_precision_that_was_set_is_told_from_the_same_that_nobody_set() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "none"  # as it is at first
+    untouched = order(())
+    torch.set_float32_matmul_precision(untouched.matmul_precision)
+    assert order(()) != untouched  # as torch's cache sees it
+    assert list(worker._made(untouched)) == []
+    assert order(()) == untouched
 
 
 def test_a_worker_tells_of_each_part_how_it_went(monkeypatch: pytest.MonkeyPatch) -> None:

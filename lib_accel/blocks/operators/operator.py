@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from lib_accel.blocks.operators.whole import Whole, left_whole
 from lib_accel.device import OUT_OF_MEMORY, is_capturing, is_compiling
 
 # Tensors, None for one that is missing, or values that can be hashed and that print themselves wholly.
@@ -61,6 +62,8 @@ def run_several(operator: Operator, tuned: Tuned | None, *args: Any) -> tuple[Te
 
 
 def _run(operator: Operator, tuned: Tuned | None, args: Arguments) -> Result:
+    if is_compiling() and isinstance(tuned, Whole) and operator.name in tuned.names:
+        return left_whole(operator, args)
     if tuned is None or is_compiling() or (chosen := tuned.implementation(operator, args)) is None:
         return operator.plain(*args)
     try:

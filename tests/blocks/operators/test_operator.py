@@ -86,7 +86,7 @@ def test_a_sum_is_written_into_its_own_memory_if_that_has_its_dtype(
 
 def test_every_operator_has_its_own_name() -> None:
     assert all(each.name == name for name, each in OPERATORS.items())
-    assert len(OPERATORS) == 8
+    assert len(OPERATORS) == 10
 
 
 # The memory format of residual blocks
