@@ -22,6 +22,7 @@ class Met(NamedTuple):
 
     name: str
     others: Mapping[str, Implementation]
+    shipped: str | None = None  # the code to take as long as nothing is known of it here
 
 
 class _Answer(NamedTuple):
@@ -42,19 +43,22 @@ class Choices:
         winners: Mapping[str, str],
         meet: Callable[[Operator, Arguments], Met | None],
         fail: Callable[[str, str], None],
+        origin: object = None,
     ) -> None:
         """`winners`: codes of implementations by the name of their verdict; what is missing is plain torch.
 
         meet: says what a call is, and may wish for its contest; None if nothing else than plain torch takes
-        its arguments. fail: hears the name of a verdict and why it is none.
+        its arguments. fail: hears the name of a verdict and why it is none. origin: what decides which codes
+        calls are met with (Met.shipped), of a kind that prints itself wholly; None if there are none.
         """
+        self.shipped: dict[str, str] = {}  # codes that were met with, by the name of the verdict
         self.winners = dict(winners)
         self._meet, self._fail = meet, fail
         self._known: dict[Hashable, Implementation | None] = {}
         self._answers: dict[int, _Answer] = {}  # by identity: a failure says which it was
         self._failed: set[str] = set()
         self._lock = threading.Lock()
-        self._digest = digest(*sorted(self.winners.items()))
+        self._digest = digest(*sorted(self.winners.items()), *([] if origin is None else [origin]))
 
     def implementation(self, operator: Operator, args: Arguments) -> Implementation | None:
         """The winner for these arguments, or None for plain torch: a look-up, but for the first time."""
@@ -80,7 +84,7 @@ class Choices:
 
     def code(self, name: str) -> str:
         """That of the implementation that is taken where a verdict of this name is, TORCH for plain torch."""
-        return TORCH if name in self._failed else self.winners.get(name, TORCH)
+        return TORCH if name in self._failed else self.winners.get(name) or self.shipped.get(name, TORCH)
 
     def forget(self) -> None:
         """Meets all calls anew, with the same choices."""
@@ -101,8 +105,10 @@ class Choices:
         return found
 
     def _answer(self, met: Met) -> Implementation | None:
-        winner = met.others.get(self.winners.get(met.name, ""))
-        if winner is None or met.name in self._failed:
+        if met.shipped in met.others and met.name not in self.winners:
+            self.shipped.setdefault(met.name, str(met.shipped))
+        winner = met.others.get(self.code(met.name))
+        if winner is None:
             return None
         winner = Implementation(*winner)  # an object of its own, which nobody else is answered
         self._answers[id(winner)] = _Answer(met.name, winner)

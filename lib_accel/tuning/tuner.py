@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,15 +18,17 @@ from lib_accel.graphs.structure import digest
 from lib_accel.graphs.verdicts import Verdicts, surroundings
 from lib_accel.report import TuningCase, TuningReport
 from lib_accel.requirements import installed_version
+from lib_accel.tuning.begun import Begun
 from lib_accel.tuning.choices import Choices, Met
 from lib_accel.tuning.contest import TORCH
 from lib_accel.tuning.contests import Contests, Job, contests_of_this_process
 from lib_accel.tuning.process import End
 from lib_accel.tuning.settings import Settings
+from lib_accel.tuning.shipped import Kind, Told, Where
 from lib_accel.tuning.signature import Call, call_of, device_of, size_class
 from lib_accel.tuning.worker import Answer, Contest
 
-_TABLE = "lib_accel.blocks.operators.table:OPERATORS"
+_TABLE = "lib_accel.tuning.table:OPERATORS"
 _DEVICES = ("cuda",)
 _MOST_CASES = 1000  # that are measured in one process: each takes a second or more
 
@@ -43,6 +46,7 @@ class _Case(NamedTuple):
 
     place: _Place
     call: Call
+    kind: Kind
 
 
 class Tuner:
@@ -58,12 +62,15 @@ class Tuner:
         contests: Contests | None = None,
         table: str = _TABLE,
         devices: Collection[str] = _DEVICES,
+        winners: Path | None = None,
     ) -> None:
         """`is_busy`: whether somebody is drawing, even if no model is called right now.
 
         launches: whether calls on a device are replayed. contests: None for those of this process. table: of
-        the operators, as "module:NAME". devices: types of those where operators have a choice.
+        the operators, as "module:NAME". devices: types of those where operators have a choice. winners: the
+        folder of shipped ones; None for the package's own.
         """
+        self._begun = Begun(verdicts, winners)
         self._verdicts, self._activity, self._is_busy = verdicts, activity, is_busy
         self._launches, self._table, self._devices = launches, table, devices
         self._contests = contests or contests_of_this_process()
@@ -72,6 +79,7 @@ class Tuner:
         self._cases: dict[str, _Case] = {}  # by the name of the verdict
         self._wished: set[str] = set()
         self._left: dict[str, Verdict] = {}  # at plain torch, in this process
+        self._failed: set[str] = set()  # of those, what failed when it ran
         self._version = 0
         self._is_stale = False  # whether something was found out since `apply`
         self._lock = threading.RLock()
@@ -80,14 +88,19 @@ class Tuner:
 
     @property
     def version(self) -> int:
-        """A number that changes with the choices that hold."""
+        """A number that changes with the choices that hold, save those of calls that are never replayed."""
         return self._version
 
-    def tuned(self, device: torch.device) -> Choices | None:
-        """The choices that hold on a device, the same object as long as they do; None if there is none."""
+    def tuned(self, device: torch.device, *, is_replayed: bool = True) -> Choices | None:
+        """The choices that hold on a device, the same object as long as they do; None if there is none.
+
+        is_replayed: False for calls that never are, also where others are.
+        """
         if device.type not in self._devices:
             return None
         place = self._place(device)
+        if not is_replayed:
+            place = place._replace(is_launched=False)
         try:
             return self._choices[place]
         except KeyError:
@@ -123,7 +136,16 @@ class Tuner:
         kept = self._verdicts.beginning(self._prefix(place))
         found = {name: self._left.get(name, verdict).code for name, verdict in kept.items()}
         winners = {name: code for name, code in found.items() if code != TORCH}
-        return Choices(winners, partial(self._meet, place), self._fail)
+        origin = sorted(self._shipped(place).items()) or None
+        return Choices(winners, partial(self._meet, place), self._fail, origin)
+
+    def _shipped(self, place: _Place) -> Mapping[Kind, str]:
+        return self._begun.codes(self._prefix(place), lambda: Where.here(*place))
+
+    def _is_undecided(self, name: str) -> bool:
+        """Whether this machine says nothing of it, so that what is shipped holds."""
+        is_known = self._verdicts.get(name, codes=None, usual=TORCH) is not None
+        return not is_known and name not in self._failed
 
     def _prefix(self, place: _Place) -> str:
         """Of the names of verdicts that hold there, in every process."""
@@ -138,15 +160,19 @@ class Tuner:
         call = call_of(operator, args)
         met = self._met(place, operator, args, call)
         if met is not None:
-            self._wish(met.name, _Case(place, call))
+            if met.shipped in met.others:
+                self._begun.begin(self._prefix(place))
+            self._wish(met.name, _Case(place, call, Kind(operator.name, size_class(operator, call))))
         return met
 
     def _met(self, place: _Place, operator: Operator, args: Arguments, call: Call) -> Met | None:
         others = {other.name: other for other in operator.others(*args)}
         if not others:
             return None
-        kind = digest(operator.name, size_class(operator, call), tuple(others))
-        return Met(self._prefix(place) + kind, others)
+        kind = Kind(operator.name, size_class(operator, call))
+        # Which are offered counts, and not in which order: tables of tiles change that.
+        name = self._prefix(place) + digest(*kind, tuple(sorted(others)))
+        return Met(name, others, self._shipped(place).get(kind) if self._is_undecided(name) else None)
 
     def _known(self, name: str) -> Verdict | None:
         return self._left.get(name) or self._verdicts.get(name, codes=None, usual=TORCH)
@@ -166,7 +192,10 @@ class Tuner:
         self._contests.submit(Job(self, contest, self._may_run, partial(self._done, name)))
 
     def _may_run(self) -> bool:
-        return self._activity.is_idle() and not self._is_busy()
+        may_run = self._activity.is_idle() and not self._is_busy()
+        if may_run:
+            self._begun.end()
+        return may_run
 
     def _done(self, name: str, found: Answer | End) -> bool:
         """Keeps what a contest has shown; whether it is to be held once more."""
@@ -177,7 +206,8 @@ class Tuner:
                 return True
         elif name in self._wished:  # else it was forgotten meanwhile
             if found.is_kept:
-                self._verdicts.put(name, found.verdict)
+                case = self._cases[name]
+                self._verdicts.put(name, Told.of(found.verdict, Where.here(*case.place), case.kind))
             else:
                 self._left[name] = found.verdict
         with self._lock:
@@ -189,21 +219,24 @@ class Tuner:
         """In this process only: it may be somebody else's error that came to light there."""
         with self._lock:
             self._left[name] = Verdict(TORCH, reason)
+            self._failed.add(name)
             self._is_stale = True
 
     # Between pictures
 
     def apply(self) -> None:
         """Puts what was found out into effect; not while a picture is made."""
+        self._begun.end()
         with self._lock:
             if not self._is_stale:
                 return
             self._is_stale = False
             for place, before in self._choices.items():
                 now = self._choices_now(place)
-                if now.winners != before.winners:
+                begun = {name: code for name, code in [*before.shipped.items()] if self._is_undecided(name)}
+                if {**begun, **now.winners} != {**before.shipped, **before.winners}:
                     self._choices[place] = now
-                    self._version += 1
+                    self._version += place.is_launched or not self._launches(place.device)
 
     @property
     def pending(self) -> int:
@@ -231,6 +264,8 @@ class Tuner:
         with self._lock:
             self._cases.clear()
             self._left.clear()
+            self._failed.clear()
+            self._begun.forget()
             self._is_stale = True
             return self._verdicts.clear()
 
@@ -244,6 +279,8 @@ class Tuner:
     def _reported(self, name: str, case: _Case) -> TuningCase:
         verdict = self._known(name) or Verdict(TORCH, self._contests.fault or "to be measured")
         choices = self._choices.get(case.place)
+        if choices is not None and name in choices.shipped and self._is_undecided(name):
+            verdict = Verdict(choices.shipped[name], f"measured on another such GPU; here: {verdict.reason}")
         difference, form = verdict.difference, case.call.forms[0]
         return TuningCase(
             operator=case.call.operator,

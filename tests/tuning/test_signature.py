@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lib_accel.blocks.operators.operator import Operator
-from lib_accel.blocks.operators.table import OPERATORS
 from lib_accel.tuning import signature as signature_module
 from lib_accel.tuning.signature import Call, call_of, device_of, example, signature, size_class
+from lib_accel.tuning.table import OPERATORS
 
 OPERATOR = Operator("each", torch.mul, lambda *args: (), ((0, 2, 3), (), (), ()))
 

@@ -55,7 +55,9 @@ class FakeWorker:
 class Studio:
     """A process that draws: its tuner, and what its workers are asked."""
 
-    def __init__(self, folder: Path | None, devices: tuple[str, ...] = ("cpu",)) -> None:
+    def __init__(
+        self, folder: Path | None, devices: tuple[str, ...] = ("cpu",), winners: Path | None = None
+    ) -> None:
         self.contests = Contests(lambda: FakeWorker(self))  # type: ignore[arg-type, return-value]
         self.verdicts, self.activity = Verdicts(folder), Activity(idle_after_s=0.0)
         self.is_busy = self.is_launched = False
@@ -69,7 +71,9 @@ class Studio:
             contests=self.contests,
             table=TABLE,
             devices=devices,
+            winners=winners,
         )
+        self.winners = winners or Path()
 
     @property
     def choices(self) -> Choices:
@@ -202,6 +206,7 @@ def test_where_operators_have_no_choice_there_are_none(folder: Path) -> None:
 
 
 def test_a_call_can_be_measured_without_being_chosen(studio: Studio) -> None:
+    studio.is_busy = True
     studio.tuner.note(SCALED, ARGS)
     studio.tuner.note(SCALED, ARGS)
     assert studio.tuner.verdict(SCALED, ARGS) is None

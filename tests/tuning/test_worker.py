@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from lib_accel.blocks.operators.group_norm import GROUP_NORM, GroupNormSpec, GroupNormUse
-from lib_accel.blocks.operators.table import OPERATORS
 from lib_accel.graphs.activity import Activity
 from lib_accel.graphs.proof import Verdict
 from lib_accel.graphs.verdicts import Verdicts
@@ -27,6 +26,7 @@ from lib_accel.tuning.contest import TORCH
 from lib_accel.tuning.contests import Contests
 from lib_accel.tuning.settings import Settings, allow_tf32_in_products
 from lib_accel.tuning.signature import call_of, size_class
+from lib_accel.tuning.table import OPERATORS
 from lib_accel.tuning.tuner import Tuner
 from lib_accel.tuning.worker import Answer, answer_in, judge, packed
 from tests.tuning.calls import ARGS, ENOUGH_S, QUICK, contest
