@@ -22,17 +22,23 @@ _ADVICE = tuple(
             "the picture is right. Restart the webui; if it stays, please copy the report and send it",
         ),
         (
-            r"residual blocks were not called yet",
+            r"(residual blocks|attention parts) were not called yet",
             "draw a picture, or press Warm up; it stays so with --medvram and --lowvram",
         ),
-        (r"calls of residual blocks are measured", "wait until nobody draws, or press Warm up"),
+        (
+            r"calls of (residual blocks|attention parts) are measured",
+            "wait until nobody draws, or press Warm up",
+        ),
         (
             r"its weights are on |moved? to the CPU",
             "start the webui without --medvram or --lowvram, if the memory suffices",
         ),
-        (r"no memory to turn its weights", "draw fewer pictures at once, or lower Memory for CUDA graphs"),
+        (r"no memory to lay its weights", "draw fewer pictures at once, or lower Memory for CUDA graphs"),
         (r"has laid its weights channels last", "nothing to do: that is what --opt-channelslast does"),
-        (r"its weights (are|share)", "nothing to do: weights of this kind stay as they are"),
+        (
+            r"its weights (are|share)|has packed its weights",
+            "nothing to do: weights of this kind stay as they are",
+        ),
         (
             r"sageattention is not installed",
             "install the package sageattention beside torch, or set Settings, Accel, Attention to auto",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from lib_accel.audit import ClassWatch
 from lib_accel.bound import BoundUNet, BoundUnit
@@ -15,8 +15,8 @@ from lib_accel.calls import ModelCall
 from lib_accel.host import Host
 from lib_accel.layouts.compvis import Family
 from lib_accel.layouts.entries import Entry, Model, Unit
-from lib_accel.layouts.reading import class_name, is_original
-from lib_accel.patching import Method, is_ours
+from lib_accel.layouts.reading import class_name, is_compiled, is_original
+from lib_accel.patching import Method, Receiver, is_ours, junction
 from lib_accel.whole import Frame
 
 _BRIEF = 10  # calls, below which a frame was not worth a recording
@@ -72,6 +72,27 @@ class Bindings:
         """The unit as it was last bound."""
         return self._units.get(module)
 
+    def joining_unit(
+        self, module: nn.Module, x: Tensor, skip: Tensor, call: ModelCall, receiver: Receiver
+    ) -> BoundUnit | None:
+        """The unit, if `receiver` may run it on x and its skip instead of calling the module on both joined.
+
+        That is so if it gains, and if such a call runs the unit and nothing besides.
+        """
+        entry, known = self.entries.get(type(module)), self._units.get(module)
+        if not isinstance(entry, Unit) or not entry.applies(module):
+            return None
+        if known is not None and known.begins_with_residual and not known.joins(x, skip, call):
+            return None  # most often so, and then there is no need to look whether it still holds
+        bound = self.unit(module, entry)
+        may = (
+            bound.joins(x, skip, call)
+            and not self.reasons(module, bound.failure, call)
+            and junction(type(module), "forward").taker(module) is receiver
+            and _is_bare(module)
+        )
+        return bound if may else None
+
     def unet(self, unet: nn.Module, names: Family) -> BoundUNet:
         """As `unit`, of a UNet's own layers."""
         bound = self._unets.get(unet)
@@ -106,3 +127,18 @@ class Bindings:
     def failure(self, module: nn.Module, unread: str | None) -> str | None:
         """Why a module stays with the host in any call; `unread`: why it could not be read, if so."""
         return self._replaced.get(type(module)) or self.broken.get(module, unread)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether to call a module of a patched class is to call our forward: nobody hears of it or steps in."""
+    kind, own = type(module), vars(module)
+    return (
+        is_ours(kind.forward)
+        and kind.__call__ is nn.Module.__call__
+        and "forward" not in own
+        and not any(own.get(name) for name in _HOOKS)
+        and not is_compiled(module)
+    )

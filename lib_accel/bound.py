@@ -6,13 +6,16 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lib_accel.audit import ClassWatch, Snapshot
-from lib_accel.blocks import sample
+from lib_accel.blocks import joined, sample
+from lib_accel.blocks.operators.operator import Tuned
+from lib_accel.blocks.pieces import SCARCE
 from lib_accel.calls import ModelCall
 from lib_accel.errors import LayoutError
 from lib_accel.graphs.proof import COMPILED, HOST
@@ -23,7 +26,7 @@ from lib_accel.layouts.entries import Inputs, Unit
 from lib_accel.layouts.reading import Trust
 from lib_accel.layouts.slots import LiveWeights
 from lib_accel.report import Generation, Tally
-from lib_accel.steps import HostFailure, Step, choose
+from lib_accel.steps import HostFailure, Residual, Step, choose
 
 _CHOSEN_HOST = "the host's own block was measured to be faster"
 
@@ -32,13 +35,16 @@ _WORTH_LAUNCHING = 8
 
 _serials = itertools.count()
 
+# Runs a block on h and its skip, which it joins by itself, and on embedding and context; None if it does not.
+Join = Callable[[nn.Module, Tensor, Tensor, Any, Any], Tensor | None]
+
 _WEIGHTED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
 
 
 class NetworkState:
     """Whether the layers of a block carry the networks (LoRA and its kin) that the host wants."""
 
-    __slots__ = ("_dicts", "_layers", "_mark", "_marks", "_wanted")
+    __slots__ = ("_dicts", "_layers", "_mark", "_marks", "_merging", "_wanted")
 
     def __init__(self, modules: Sequence[nn.Module], mark: str | None) -> None:
         # The host merges the last layer of an nn.MultiheadAttention with the attention; once more were twice.
@@ -47,24 +53,39 @@ class NetworkState:
         self._dicts = [layer.__dict__ for layer in self._layers]
         self._mark = mark
         self._wanted: tuple[Hashable, ...] | None = None
+        self._merging: Tuned | None = None
         self._marks: list[Any] = []
 
-    def ensure(self, host: Host, wanted: tuple[Hashable, ...], generation: Generation) -> None:
-        """Has the host merge what it wants into the layers, if that or a layer's mark changed."""
-        if self._mark is None:
-            return
-        if wanted == self._wanted and self._current_marks() == self._marks:
-            return
-        began = time.perf_counter()
-        self._wanted = None
-        host.apply_networks(self._layers)
-        self._wanted, self._marks = wanted, self._current_marks()
-        generation.fuse_s += time.perf_counter() - began
-        generation.networks = len(wanted)
+    def ensure(self, host: Host, call: ModelCall, generation: Generation) -> None:
+        """Has the host merge what the call wants into the layers, if that or a layer's mark changed."""
+        ensure_all([self], host, call, generation)
+
+    def carries(self, call: ModelCall) -> bool:
+        """Whether the layers are known to carry what the call wants, merged as was chosen."""
+        return self._mark is None or (
+            call.networks == self._wanted
+            and call.merging is self._merging
+            and self._current_marks() == self._marks
+        )
 
     def _current_marks(self) -> list[Any]:
         mark: Any = self._mark
         return [attributes.get(mark) for attributes in self._dicts]
+
+
+def ensure_all(states: Sequence[NetworkState], host: Host, call: ModelCall, generation: Generation) -> None:
+    """Has the host merge at once into the layers of all that do not carry what the call wants."""
+    changed = [state for state in states if not state.carries(call)]
+    if not changed:
+        return
+    began = time.perf_counter()
+    for state in changed:
+        state._wanted = None
+    host.apply_networks([layer for state in changed for layer in state._layers], call.merging)
+    for state in changed:
+        state._wanted, state._merging, state._marks = call.networks, call.merging, state._current_marks()
+    generation.fuse_s += time.perf_counter() - began
+    generation.networks = len(call.networks)
 
 
 class BoundUnit:
@@ -99,11 +120,30 @@ class BoundUnit:
     def run(self, inputs: Inputs, call: ModelCall) -> Tensor:
         """The unit's output, of new memory."""
         weights = self.weights()
-        x = inputs.x
+        x, steps = inputs.x, iter(self._steps)
         with call.as_ours():
-            for step in self._steps:
+            if inputs.skip is not None:
+                first: Any = next(steps)  # a Residual; see joins
+                x = first.run_joined((x, inputs.skip), inputs.emb, call, weights)
+            for step in steps:
                 x = step.run(x, inputs.emb, inputs.context, call, weights)
         return x
+
+    def run_in_pieces(self, inputs: Inputs, call: ModelCall) -> Tensor:
+        """The same, by direct code that makes nothing large at once, as far as pieces go."""
+        return self.run(inputs, call._replace(rules=call.rules._replace(pieces=SCARCE), choice=None))
+
+    @property
+    def begins_with_residual(self) -> bool:
+        """Whether its first block is a residual one of ours."""
+        return bool(self._steps) and isinstance(self._steps[0], Residual)
+
+    def joins(self, x: Tensor, skip: Tensor, call: ModelCall) -> bool:
+        """Whether it is better run on these two than on the image that they make side by side."""
+        if not self.begins_with_residual or not joined.fit(x, skip):
+            return False
+        first: Any = self._steps[0]
+        return bool(first.is_worth_joining((x, skip), call, self.weights()))
 
     def weights(self) -> Sequence[Any]:
         """All that its steps read besides their inputs, as it is now."""
@@ -187,6 +227,11 @@ class BoundUNet:
         cat = sys.modules[type(unet).__module__].th.cat
         return cat is torch.cat or trust(getattr(cat, "__func__", cat))
 
+    def may_join(self, unet: Any, trust: Trust, call: ModelCall) -> bool:
+        """Whether blocks may join skips themselves: the host's function does no more for equal sizes."""
+        is_torchs = isinstance(torch.cat, BuiltinFunctionType)  # what the host's calls
+        return call.rules.tuned is not None and is_torchs and self.joins_plainly(unet, trust)
+
     def waves(self, unet: Any, timesteps: Tensor) -> Tensor:
         """What the host embeds timesteps as, (batch, channels); its function may wait for the device."""
         home: Any = sys.modules[type(unet).__module__]
@@ -201,12 +246,17 @@ class BoundUNet:
                 emb = emb + sample.embed(y, sample.EmbeddingWeights(*self._label.read()), None, call.rules)
         return emb
 
-    def run(self, unet: Any, x: Tensor, emb: Tensor, context: Any, call: ModelCall) -> Tensor:
-        """The UNet's output; its blocks are called as modules, so whatever hangs on them still happens."""
+    def run(
+        self, unet: Any, x: Tensor, emb: Tensor, context: Any, call: ModelCall, join: Join | None = None
+    ) -> Tensor:
+        """The UNet's output; its blocks are called as modules, so whatever hangs on them still happens.
+
+        join: is asked first where a block begins with a skip.
+        """
         home: Any = sys.modules[type(unet).__module__]
         h = x.to(unet.dtype) if self._casts_input else x
         try:
-            h = _walk(unet, h, emb, context, home.th.cat)
+            h = _walk(unet, h, emb, context, home.th.cat, join)
         except Exception as error:
             raise HostFailure(error) from None
         with call.as_ours():
@@ -214,7 +264,9 @@ class BoundUNet:
             return sample.out_convolution(h.to(x.dtype), weights, self._out_spec, call.rules)
 
 
-def _walk(unet: Any, h: Tensor, emb: Tensor, context: Any, cat: Callable[..., Tensor]) -> Tensor:
+def _walk(
+    unet: Any, h: Tensor, emb: Tensor, context: Any, cat: Callable[..., Tensor], join: Join | None
+) -> Tensor:
     """All blocks of a UNet with their skips; `cat` is the host's, which makes odd sizes fit."""
     skips = []
     for block in unet.input_blocks:
@@ -222,5 +274,10 @@ def _walk(unet: Any, h: Tensor, emb: Tensor, context: Any, cat: Callable[..., Te
         skips.append(h)
     h = unet.middle_block(h, emb, context)
     for block in unet.output_blocks:
-        h = block(cat([h, skips.pop()], dim=1), emb, context)
+        result = None if join is None else join(block, h, skips[-1], emb, context)
+        if result is None:
+            h = block(cat([h, skips.pop()], dim=1), emb, context)
+        else:
+            h = result
+            skips.pop()
     return h

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib_accel.blocks.operators.operator import Arguments
+from lib_accel.blocks.operators.operator import Arguments, Tuned
 from lib_accel.blocks.rules import Rules, rules_for
 from lib_accel.choice import Choice
 from lib_accel.device import SUPPORTED_DEVICES, autocast_dtype, autocast_off, autocast_on
@@ -28,10 +28,12 @@ class ModelCall(NamedTuple):
     device_type: str
     autocast: torch.dtype | None
     networks: tuple[Hashable, ...] = ()  # that the weights should carry (host.Host.wanted_networks)
+    merging: Tuned | None = None  # what merges them, None for plain torch
     choice: Choice | None = None  # None where direct code is all there is
     is_forced: bool = False  # whether compiled code is asked for, be it faster or not
     may_prove: bool = True  # whether graphs may be proved in it
     note_residual: Callable[[Arguments], None] | None = None  # hears of residual blocks, to lay their weights
+    note_attention: Callable[[Arguments], None] | None = None  # likewise of attention parts
     launch: Terms | None = None  # on which it, or else its units, may be replayed as recordings
 
     def without_proofs(self) -> ModelCall:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from lib_accel import __version__
 from lib_accel.bindings import Bindings
+from lib_accel.blocks.operators.operator import Tuned
+from lib_accel.bound import BoundUnit
 from lib_accel.calls import ModelCall, Thread, new_call
 from lib_accel.choice import Choice
 from lib_accel.device import OUT_OF_MEMORY
@@ -39,6 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 _SWITCHED_OFF = "switched off"
+_IN_PIECES = "memory ran out, so that it was computed in pieces"
 
 
 class Engine:
@@ -121,6 +124,10 @@ class Engine:
     def release_memory(self) -> None:
         """Drops all CUDA graphs, for somebody who needs the memory. What is drawn again is captured again."""
         self._launching.release()
+
+    def merging(self, device: torch.device) -> Tuned | None:
+        """What was chosen for merging LoRAs on a device, None for plain torch; it holds for one picture."""
+        return self._measured.merging(self._host.options(), device)
 
     def warm_up(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
         """Measures and compiles all that calls have asked for so far, instead of when nothing else goes on.
@@ -322,10 +329,52 @@ class Engine:
         if reasons := self._bindings.reasons(module, bound.failure, call):
             bound.count_as_host(self.generation, reasons)
             return None
-        bound.networks.ensure(self._host, call.networks, self.generation)
-        outcome = self._launching.unit(module, bound, inputs, call, self.generation)
-        result: Tensor = outcome.result if outcome.is_done else bound.run(inputs, call)
+        return self._run_bound(module, bound, inputs, call)
+
+    def _run_bound(self, module: nn.Module, bound: BoundUnit, inputs: Inputs, call: ModelCall) -> Tensor:
+        bound.networks.ensure(self._host, call, self.generation)
+        result = self._tried(module, bound, inputs, call)
+        if result is None:
+            self._launching.release()
+            result = bound.run_in_pieces(inputs, call)
+            self.generation.reasons[_IN_PIECES] += bound.size
         bound.count(self.generation, call.attention_reason)
+        return result
+
+    def _tried(self, module: nn.Module, bound: BoundUnit, inputs: Inputs, call: ModelCall) -> Tensor | None:
+        """The unit's output, or None where memory ran out: all that was made on the way is free again."""
+        try:
+            outcome = self._launching.unit(module, bound, inputs, call, self.generation)
+            result: Tensor = outcome.result if outcome.is_done else bound.run(inputs, call)
+        except OUT_OF_MEMORY:
+            return None
+        return result
+
+    def _join(self, block: nn.Module, x: Tensor, skip: Tensor, emb: Tensor, context: Any) -> Tensor | None:
+        """The output of a block that is faster on these two; None if it is to be called on both joined.
+
+        It is what such a call would come to: run, counted, and on failure left to the host (bound.Join).
+        """
+        recorded = self._thread.recorded
+        call = self._thread.call_with(emb) if recorded is None else recorded
+        if call is None or type(x) is not Tensor or type(skip) is not Tensor:
+            return None
+        try:
+            bound = self._bindings.joining_unit(block, x, skip, call, self)
+        except Exception as error:  # an image must come out; the call has its own way to say what is wrong
+            self._log_once("joining", _Failure.of(error), "images are joined before blocks are called")
+            return None
+        if bound is None:
+            return None
+        inputs = Inputs(x, emb, context, skip)
+        if recorded is not None:
+            return bound.run(inputs, recorded)
+        original = junction(type(block), "forward").original
+        result: Tensor = self._dispatch(
+            block,
+            lambda: self._run_bound(block, bound, inputs, call),
+            lambda: original(block, torch.cat([x, skip], dim=1), emb, context),
+        )
         return result
 
     def _run_unet(self, names: Family, unet: nn.Module, given: _UNetInputs) -> Tensor | None:
@@ -339,14 +388,15 @@ class Engine:
             return None
         if not bound.takes(given.x, given.y):
             return None
-        bound.networks.ensure(self._host, call.networks, self.generation)
+        bound.networks.ensure(self._host, call, self.generation)
         waves = bound.waves(unet, given.timesteps)
+        join = self._join if bound.may_join(unet, self._bindings.trusts, call) else None
 
         def compute(inputs: Sequence[Any]) -> Tensor:
             x, waves, context, y = inputs
             try:
                 with self._thread.recording(call):
-                    return bound.run(unet, x, bound.embed(waves, y, call), context, call)
+                    return bound.run(unet, x, bound.embed(waves, y, call), context, call, join)
             except HostFailure as error:  # for the launcher, which knows of no host
                 raise error.cause from None
 
@@ -362,7 +412,7 @@ class Engine:
             call = call if outcome.is_given_up else call._replace(launch=None)
             emb = bound.embed(waves, given.y, call)
             self._remember(emb, call)
-            result = bound.run(unet, given.x, emb, given.context, call)
+            result = bound.run(unet, given.x, emb, given.context, call, join)
         self.generation.add([])
         return result
 
@@ -390,12 +440,14 @@ class Engine:
         if options.code == HOST:
             reasons.append("the option code asks for the host's own blocks")
         call = new_call(x, reasons, host.attention_reasons(), host.wanted_networks())
+        call = call._replace(merging=self._measured.merging(options, x.device))
         choice = self._choice.for_call(options.code)
         if choice is not None:
             call = call._replace(choice=choice, is_forced=options.code == COMPILED)
         if (tuned := self._measured.tuned(options, x.device)) is not None:
             rules = call.rules._replace(tuned=tuned)
             call = call._replace(rules=rules, note_residual=self._measured.note_residual)
+            call = call._replace(note_attention=self._measured.note_attention)
         if not call.stand_aside:
             with self._bindings.lock:
                 self._bindings.watch.look()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lib_accel.bindings import Bindings
-from lib_accel.bound import BoundUNet, BoundUnit
+from lib_accel.bound import BoundUNet, BoundUnit, ensure_all
 from lib_accel.calls import ModelCall
 from lib_accel.device import switches
 from lib_accel.graphs.launch import Launches, Outcome, Terms, Work
@@ -70,7 +70,7 @@ class Launching:
         """A call of one unit."""
         if call.launch is None or not bound.is_worth_launching or not bound.is_ours(call.attention_reason):
             return Outcome()
-        if inputs.x.nbytes > _LARGEST_INPUT_BYTES:
+        if inputs.size_bytes > _LARGEST_INPUT_BYTES:
             return self._not("its input is so large that to copy it takes longer than to launch its kernels")
         recorded = call.without_proofs()
         work = Work(
@@ -110,8 +110,7 @@ class Launching:
         for module, bound in zip(frame.units, bounds, strict=True):
             if self._bindings.failure(module, bound.failure) or not bound.is_ours(call.attention_reason):
                 return self._not(f"not all blocks of {type(model).__name__} are ours")
-        for bound in bounds:
-            bound.networks.ensure(self._host, call.networks, generation)
+        ensure_all([bound.networks for bound in bounds], self._host, call, generation)
         parts: list[Any] = [*bounds, frame] if own is None else [*bounds, frame, own]
         work = Work(
             model,

@@ -1,4 +1,4 @@
-"""All that is measured on this machine: codes of blocks, what computes operators, memory formats.
+"""All that is measured on this machine: codes of blocks, what computes operators, how weights lie.
 
 It is looked for while pictures are drawn, measured beside them, kept on disk, and comes into effect between
 two pictures.
@@ -16,25 +16,27 @@ from torch import nn
 
 from lib_accel.blocks.operators import layout
 from lib_accel.blocks.operators.attention import ATTENTION, SAGE_ATTENTION, why_not_sage
-from lib_accel.blocks.operators.layout import RESIDUAL_LAYOUT
 from lib_accel.blocks.operators.operator import Arguments, Operator, Tuned
+from lib_accel.channels_last import CHANNELS_LAST
 from lib_accel.choice import Choice
 from lib_accel.device import OUT_OF_MEMORY
-from lib_accel.formats import Formats
+from lib_accel.formats import AS_LOADED, Format, Formats
 from lib_accel.graphs.launcher import Launcher
 from lib_accel.graphs.verdicts import Verdicts
 from lib_accel.graphs.workshop import workshop_of_this_process
 from lib_accel.host import Host
 from lib_accel.options import Options
+from lib_accel.packing import PACKED
 from lib_accel.report import FormatCase, TuningReport
 from lib_accel.tuning.asked import Asked
-from lib_accel.tuning.contest import TORCH
 from lib_accel.tuning.tuner import Tuner
 
 SAGE = "sage"  # a value of the option `attention`
 
 # Values of the option `code` with which operators are computed by what was measured to be the fastest.
 _TUNES = ("auto", "measured", "compiled")
+
+_NONE = Format(False, "", {})  # of a model without such weights
 
 
 class Measured:
@@ -62,7 +64,8 @@ class Measured:
             lambda: host.is_busy() or self.choice.is_compiling,  # which would disturb the times
             lambda device: launcher_of(device) is not None,
         )
-        self._formats = Formats(self, verdicts)
+        self.choice.is_measuring = lambda: self._tuner.pending > 0
+        self._images, self._projections = (Formats(self, verdicts, way) for way in (CHANNELS_LAST, PACKED))
         self._asked: dict[torch.device, Asked] = {}  # the latest
 
     def tuned(self, options: Options, device: torch.device) -> Tuned | None:
@@ -78,27 +81,40 @@ class Measured:
             asked = self._asked[device] = Asked(choices, ATTENTION, SAGE_ATTENTION, why_not_sage)
         return asked
 
+    def merging(self, options: Options, device: torch.device) -> Tuned | None:
+        """What merges LoRAs on a device, which is never replayed; as `tuned`."""
+        is_tuned = options.enabled and options.code in _TUNES
+        return self._tuner.tuned(device, is_replayed=False) if is_tuned else None
+
     def note_residual(self, args: Arguments) -> None:
         """A residual block of a model that may be tuned is called; arguments of RESIDUAL_LAYOUT.
 
         What its operators would be called with channels last is measured before the format is chosen by it.
         """
-        if not self._formats.note(args):
+        self._note(self._images, args)
+
+    def note_attention(self, args: Arguments) -> None:
+        """The same of an attention part, and of its weights packed; arguments of PROJECTIONS."""
+        self._note(self._projections, args)
+
+    def _note(self, formats: Formats, args: Arguments) -> None:
+        if not formats.note(args):
             return
+        question = formats.way.question
         with contextlib.suppress(*OUT_OF_MEMORY):
-            if RESIDUAL_LAYOUT.others(*args):
-                for operator, inner in layout.calls(*args):
+            if question.others(*args):
+                for operator, inner in formats.way.calls(*args):
                     self._tuner.note(operator, inner)
-        self._tuner.note(RESIDUAL_LAYOUT, args)
+        self._tuner.note(question, args)
 
     def verdict(self, operator: Operator, args: Arguments) -> dict[str, float] | None:
-        """Milliseconds of a residual block by memory format (formats.Measured)."""
+        """Milliseconds of a block by how its weights lie (formats.Measured)."""
         verdict = self._tuner.verdict(operator, args)
         if verdict is None:
             return None
         ms = dict(verdict.ms)
-        first = [ms.pop(name) for name in (TORCH, layout.CHANNELS_FIRST) if name in ms]
-        return ms | ({TORCH: min(first)} if first else {})
+        first = [ms.pop(name) for name in (AS_LOADED, layout.CHANNELS_FIRST) if name in ms]
+        return ms | ({AS_LOADED: min(first)} if first else {})
 
     def rest(self) -> None:
         """Asks for nothing more and lays weights as they were, where nobody wants us now."""
@@ -106,8 +122,10 @@ class Measured:
         self._lay_back()
 
     def _lay_back(self) -> None:
-        # If another thread runs a model, a later call does it.
-        if not self.choice.activity.elsewhere and self._formats.undo():
+        if self.choice.activity.elsewhere:  # a later call does it
+            return
+        moved = [each.undo() for each in self._formats]
+        if any(moved):
             self._changed()
 
     def apply(self, options: Options, models: Sequence[tuple[str, nn.Module]]) -> None:
@@ -119,9 +137,10 @@ class Measured:
             self._changed()
         if not (options.enabled and options.code in _TUNES):
             self._lay_back()
-        # Where a preview reads weights, the next picture is soon enough.
-        elif not self.choice.activity.elsewhere and self._formats.apply(models):
-            self._changed()
+        elif not self.choice.activity.elsewhere:  # where a preview reads weights, the next picture will do
+            moved = [each.apply(models) for each in self._formats]
+            if any(moved):
+                self._changed()
 
     def finish(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
         """Measures and compiles all that calls so far have asked for; whether that was done in time.
@@ -141,19 +160,30 @@ class Measured:
     def clear(self) -> int:
         """Forgets what was measured, here and on disk; returns how many verdicts there were."""
         count = self.choice.clear() + self._tuner.clear()
-        self._formats.ask_again()
+        for each in self._formats:
+            each.ask_again()
         return count
 
     def cancel(self) -> None:
         """Stops measuring, until a call asks for it again, and lays weights as they were."""
         self.choice.cancel()
         self._tuner.cancel()
-        self._formats.undo()
+        for each in self._formats:
+            each.undo()
+
+    @property
+    def _formats(self) -> tuple[Formats, ...]:
+        return self._images, self._projections
 
     def report(self) -> TuningReport:
         """What computes operators and how the weights of models lie, and why."""
-        formats = [FormatCase(model, *each) for model, each in self._formats.report().items()]
+        images, projections = (each.report() for each in self._formats)
+        formats = [
+            FormatCase(model, *images.get(model, _NONE), *projections.get(model, _NONE))
+            for model in dict.fromkeys((*images, *projections))
+        ]
         refused = [reason for asked in list(self._asked.values()) for reason in asked.refused()]
         tuning = self._tuner.report()
-        cases = [case for case in tuning.cases if case.operator != RESIDUAL_LAYOUT.name]
+        questions = {each.way.question.name for each in self._formats}
+        cases = [case for case in tuning.cases if case.operator not in questions]
         return replace(tuning, cases=cases, formats=formats, refused=refused)

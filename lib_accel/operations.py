@@ -186,14 +186,14 @@ def _advice(report: Report) -> dict[str, str]:
     """What to do about each reason."""
     tuning = report.tuning
     of_tuning = [*([tuning.fault] if tuning.fault else []), *tuning.refused]
-    of_tuning += [each.reason for each in _formats(tuning)]
+    of_tuning += [reason for each in _formats(tuning) for reason in (each.reason, each.packing_reason)]
     known = {reason: text for reason in of_tuning if (text := known_advice(reason))}
     return known | {reason: advice(reason) for reason in (*_reasons(report), *report.launches.reasons)}
 
 
 def _formats(tuning: TuningReport) -> list[FormatCase]:
     """Those of models where there is a choice of them, or where the host has chosen."""
-    return [each for each in tuning.formats if tuning.cases or each.is_channels_last]
+    return [each for each in tuning.formats if tuning.cases or each.is_channels_last or each.is_packed]
 
 
 def _measured_in_words(tuning: TuningReport) -> Iterable[str]:
@@ -210,7 +210,11 @@ def _measured_in_words(tuning: TuningReport) -> Iterable[str]:
         yield f"  {case.operator} {case.size} {case.dtype}: {case.next_chosen}, {plain} -> {chosen} ms"
     for each in _formats(tuning):
         lies = "channels last" if each.is_channels_last else "channels first"
-        yield f"memory format of {each.model}: {lies}, {each.reason}"
+        if each.reason:
+            yield f"memory format of {each.model}: {lies}, {each.reason}"
+        if each.packing_reason:
+            projections = "packed" if each.is_packed else "apart"
+            yield f"projections of {each.model}: {projections}, {each.packing_reason}"
 
 
 def _amount(what: str, size: int, limit_mib: float | None) -> dict[str, Any]:

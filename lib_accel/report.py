@@ -131,12 +131,18 @@ class TuningCase:
 
 @dataclass(frozen=True)
 class FormatCase:
-    """How the convolution weights of one model lie in memory."""
+    """How weights of one model lie in memory: those of convolutions, and those of attention's projections.
+
+    A reason is empty where the model has no such weights.
+    """
 
     model: str
     is_channels_last: bool
     reason: str
     ms: Mapping[str, float] = field(default_factory=dict)  # of its residual blocks together, by format
+    is_packed: bool = False
+    packing_reason: str = ""
+    packing_ms: Mapping[str, float] = field(default_factory=dict)  # of its attention parts together
 
 
 @dataclass(frozen=True)

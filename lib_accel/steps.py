@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lib_accel.blocks import sample, transformer
+from lib_accel.blocks import joined, res, sample, transformer
 from lib_accel.blocks.kinds import CONTEXT, EMB, KINDS, compute
 from lib_accel.blocks.operators import layout
 from lib_accel.blocks.operators.operator import Arguments
@@ -54,6 +54,10 @@ class Call(Protocol):
     @property
     def note_residual(self) -> Callable[[Arguments], None] | None:
         """Who hears of residual blocks, as arguments of operators.layout, or None."""
+
+    @property
+    def note_attention(self) -> Callable[[Arguments], None] | None:
+        """Who hears of attention parts, as arguments of operators.projections, or None."""
 
     def as_host(self) -> AbstractContextManager[None]:
         """Autocast as the host set it, for a live module among our functions."""
@@ -154,6 +158,30 @@ class _Direct:
         return []
 
 
+class Residual(_Direct):
+    """As any block; and of two images that lie side by side, which it joins by itself."""
+
+    def __init__(self, own: slice, spec: res.ResSpec, call_live: LiveBlock) -> None:
+        super().__init__("residual", own, spec, call_live)
+
+    def is_worth_joining(self, images: joined.Images, call: Call, weights: Weights) -> bool:
+        """Whether `run_joined` was measured to be faster, in a call that has no other code to choose."""
+        if call.choice is not None:
+            return False
+        own = res.ResWeights(*weights[self._own])
+        norm = own.norm_in, own.norm_in_bias
+        return joined.is_worth_joining(images, norm, self._spec.norm_in, call.rules)
+
+    def run_joined(self, images: joined.Images, emb: Any, call: Call, weights: Weights) -> Tensor:
+        """The block's output of `torch.cat(images, dim=1)`, by direct code."""
+        own = res.ResWeights(*weights[self._own])
+        self.chosen = None
+        if call.note_residual is not None:
+            x = joined.room_for(images)  # who listens reads no values
+            call.note_residual(layout.arguments(x, emb, own, self._spec, call.rules))
+        return res.res_block(images, emb, own, self._spec, call.rules)
+
+
 class _DirectResize:
     """To twice the size, which is the block that others have for it, or to a given one."""
 
@@ -206,6 +234,7 @@ Build = Callable[[slice, Any, LiveBlock], Step]
 # What is not simply a kind of block.
 _BUILDS: Mapping[str, Build] = MappingProxyType(
     {
+        "residual": Residual,
         "resize": _DirectResize,
         "image attention": _DirectImageAttention,
         "silu": lambda own, spec, call_live: _DirectSiLU(),
@@ -251,6 +280,14 @@ class _DirectAttention:
         own = transformer.AttentionWeights(*weights[self._own])
         return transformer.attend(x, context if self.with_context else None, own, self.spec, call.rules)
 
+    def note(self, x: Tensor, context: Tensor | None, call: Call, weights: Weights) -> None:
+        """Tells who listens that this part is called, with tokens like `x`."""
+        own = transformer.AttentionWeights(*weights[self._own])
+        if call.note_attention is not None and transformer.may_be_packed(own):
+            seen = context if self.with_context else None
+            read = own.query, own.key, own.value
+            call.note_attention((x, seen, *read, self.spec.heads, call.rules.matmul))
+
     def reason(self, attention_reason: str | None) -> str | None:
         return attention_reason
 
@@ -272,9 +309,13 @@ class _Depth:
 
     def __init__(self, parts: Sequence[_Part], own: slice, whole: Block | None, live: _LivePart) -> None:
         self.parts, self._own, self._whole, self._live = parts, own, whole, live
+        self._attentions = [part for part in parts if isinstance(part, _DirectAttention)]
 
     def run(self, tokens: Tensor, context: Tensor | None, call: Call, weights: Weights) -> tuple[Tensor, str]:
         """The tokens, and the code that computed them."""
+        if call.note_attention is not None and call.attention_reason is None:
+            for attention in self._attentions:
+                attention.note(tokens, context, call, weights)
         if self._whole is None or call.choice is None or call.attention_reason is not None:
             for part in self.parts:
                 tokens = part.run(tokens, context, call, weights)

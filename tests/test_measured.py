@@ -10,11 +10,18 @@ import torch
 from torch import nn
 
 from lib_accel import measured
+from lib_accel.blocks.adjacent import are_adjacent
 from lib_accel.blocks.operators.attention import ATTENTION
 from lib_accel.blocks.operators.gated_linear import GATED_LINEAR
+from lib_accel.blocks.operators.layout import RESIDUAL_LAYOUT
 from lib_accel.blocks.operators.operator import Implementation
+from lib_accel.blocks.operators.projections import KEY, PROJECTIONS
 from lib_accel.engine import Engine
+from lib_accel.graphs.verdicts import Verdicts
+from lib_accel.measured import Measured
 from lib_accel.options import Options
+from lib_accel.packing import BY_OTHERS, pieces_of
+from lib_accel.report import TuningCase, TuningReport
 from tests.fakes.host import FakeHost
 from tests.fakes.launching import LaunchingStudio
 from tests.fakes.models import difference, inputs, run, tiny_unet
@@ -165,7 +172,8 @@ def test_recordings_of_what_was_asked_for_are_kept() -> None:
 def test_every_residual_block_is_noted_once_a_size(stage: Stage) -> None:
     for _ in range(3):
         stage.draw()
-    assert len(stage.tuner.noted) == RESIDUAL_BLOCKS
+    names = [name for name, _ in stage.tuner.noted]
+    assert names.count(RESIDUAL_LAYOUT.name) == RESIDUAL_BLOCKS
 
 
 def test_weights_are_laid_channels_last_where_that_is_faster(stage: Stage) -> None:
@@ -203,12 +211,94 @@ def test_weights_are_as_they_were_after_us(stage: Stage) -> None:
     assert stage.layouts() == {True}
 
 
-def test_a_recording_does_not_read_weights_that_were_laid_elsewhere() -> None:
+# Packed projections
+
+PACKED_IS_FASTER = {"torch": 2.0, "packed": 1.0}
+
+
+def pieces_are_packed(stage: Stage) -> set[bool]:
+    return set(map(are_adjacent, pieces_of(stage.unet)))
+
+
+def test_every_attention_part_is_noted_once_a_size(stage: Stage) -> None:
+    for _ in range(3):
+        stage.draw()
+    names = [name for name, _ in stage.tuner.noted]
+    assert names.count(PROJECTIONS.name) == len(pieces_of(stage.unet))
+
+
+@pytest.mark.parametrize("code", ["auto", "measured", "compiled"])
+def test_attention_parts_are_noted_whatever_code_blocks_run(stage: Stage, code: str) -> None:
+    stage.draw(code=code)
+    noted = [args for name, args in stage.tuner.noted if name == PROJECTIONS.name]
+    assert {id(args[KEY]) for args in noted} == {id(piece[-2]) for piece in pieces_of(stage.unet)}
+
+
+def test_attention_that_stays_with_the_host_is_not_noted(stage: Stage) -> None:
+    stage.host.attention = ["the host's attention is another"]
+    stage.draw()
+    assert PROJECTIONS.name not in [name for name, _ in stage.tuner.noted]
+
+
+def test_projections_are_packed_where_that_is_faster(stage: Stage) -> None:
+    stage.tuner.ms = PACKED_IS_FASTER
+    first = stage.draw()
+    assert pieces_are_packed(stage) == {False}
+    assert difference(stage.draw(), first) < LIMIT
+    assert pieces_are_packed(stage) == {True}
+    (told,) = stage.engine.report().tuning.formats
+    assert (told.is_packed, told.is_channels_last) == (True, False)
+    assert told.packing_ms == {"torch": 2.0 * 14, "packed": 14.0}
+
+
+@pytest.mark.parametrize("asked", [{"enabled": False}, {"code": "host"}, {"code": "direct"}], ids=str)
+def test_who_does_not_want_it_has_projections_apart_again(stage: Stage, asked: dict[str, Any]) -> None:
+    stage.tuner.ms = PACKED_IS_FASTER
+    before = [weight.clone() for weight in stage.unet.parameters()]
+    for _ in range(2):
+        stage.draw()
+    stage.draw(**asked)
+    assert pieces_are_packed(stage) == {False}
+    assert all(map(torch.equal, stage.unet.parameters(), before))
+
+
+def test_projections_are_apart_after_us(stage: Stage) -> None:
+    stage.tuner.ms = PACKED_IS_FASTER
+    for _ in range(2):
+        stage.draw()
+    stage.engine.detach()
+    assert pieces_are_packed(stage) == {False}
+
+
+def test_both_ways_of_laying_weights_go_together(stage: Stage) -> None:
+    stage.tuner.ms = LAST_IS_FASTER | PACKED_IS_FASTER
+    for _ in range(2):
+        stage.draw()
+    assert (pieces_are_packed(stage), stage.layouts()) == ({True}, {False})
+    stage.host.asked = Options(code="direct")
+    stage.engine.begin_generation()
+    assert (pieces_are_packed(stage), stage.layouts()) == ({False}, {True})
+
+
+def test_another_engine_leaves_packed_projections_alone(stage: Stage) -> None:
+    stage.tuner.ms = PACKED_IS_FASTER
+    for _ in range(2):
+        stage.draw()
+    other = Measured(stage.host, Verdicts(None), lambda device: None, tuner=stage.tuner, changed=lambda: None)
+    other.apply(Options(), stage.host.models())
+    (told,) = other.report().formats
+    assert (told.is_packed, told.packing_reason) == (True, BY_OTHERS)
+    other.cancel()
+    assert pieces_are_packed(stage) == {True}
+
+
+@pytest.mark.parametrize("ms", [LAST_IS_FASTER, PACKED_IS_FASTER], ids=["turned", "packed"])
+def test_a_recording_does_not_read_weights_that_were_laid_elsewhere(ms: dict[str, float]) -> None:
     unet, tuner, host = tiny_unet(), FakeTuner(), FakeHost()
     host.live = [("UNet", unet)]
     with LaunchingStudio.opened(host, tuner=tuner) as studio:
         before = studio.warmed(unet)
-        tuner.ms = LAST_IS_FASTER
+        tuner.ms = ms
         studio.engine.begin_generation()
         assert all(difference(studio.warmed(unet), before) <= LIMIT for _ in range(2))
     assert studio.launches.report().captures == 2
@@ -230,6 +320,13 @@ def test_what_was_measured_can_be_forgotten(stage: Stage) -> None:
 def test_detaching_stops_what_is_measured(stage: Stage) -> None:
     stage.engine.detach()
     assert stage.tuner.cancelled == 1
+
+
+def test_the_report_leaves_out_questions_that_no_block_calls(stage: Stage) -> None:
+    names = (GATED, RESIDUAL_LAYOUT.name, PROJECTIONS.name)
+    cases = [TuningCase(name, "", "float16", "cuda:0", "torch", "torch", "") for name in names]
+    stage.tuner.report = lambda: TuningReport(cases)  # type: ignore[method-assign]
+    assert [case.operator for case in stage.engine.report().tuning.cases] == [GATED]
 
 
 def test_the_report_tells_what_is_to_be_measured(stage: Stage) -> None:

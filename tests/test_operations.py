@@ -148,6 +148,7 @@ FORMATS = [
         "UNet", True, "its residual blocks take 9.00 ms channels first, 7.00 ms channels last", {"torch": 9.0}
     ),
     FormatCase("VAE", False, "undecided: its residual blocks were not called yet"),
+    FormatCase("ControlNet", False, "", {}, True, "its attention parts take 3.00 ms apart, 2.00 ms packed"),
 ]
 TUNING = TuningReport(
     [
@@ -183,10 +184,11 @@ def test_the_report_counts_operators_and_names_those_that_are_not_torch(operatio
         "memory format of UNet: channels last, its residual blocks take 9.00 ms"
     )
     assert lines[began + 3].startswith("memory format of VAE: channels first, undecided")
+    assert lines[began + 4].startswith("projections of ControlNet: packed, its attention parts take 3.00 ms")
 
 
 def test_the_report_says_nothing_of_operators_where_there_is_no_choice(operations: FakeOperations) -> None:
-    report = _with(operations, TuningReport(formats=FORMATS[1:])).report()
+    report = _with(operations, TuningReport(formats=FORMATS[1:2])).report()
     assert "operators" not in report
     assert "memory format" not in report
 

@@ -89,6 +89,15 @@ def test_without_a_choice_only_what_the_host_has_laid_is_told(is_last: bool, is_
     assert "nothing measured" in shown
 
 
+@pytest.mark.parametrize(("is_packed", "said"), [(True, "packed"), (False, "apart")])
+def test_how_projections_of_a_model_lie_is_told_in_words(is_packed: bool, said: str) -> None:
+    lies = {"model": "UNet", "is_packed": is_packed, "packing_reason": "so it is"}
+    shown = _shown(_case(), formats=[lies])
+    assert f"<b>UNet</b><span>{said}</span>" in shown
+    assert "Weights of query, key and value" in shown
+    assert "Memory format" not in shown  # of a model without convolutions
+
+
 def test_an_undecided_format_comes_with_what_to_do() -> None:
     formats = [{"model": "UNet", "is_channels_last": False, "reason": "undecided"}]
     assert "draw a picture" in _shown(_case(), formats=formats, advice={"undecided": "draw a picture"})

@@ -98,12 +98,18 @@ class OperatorCase(BaseModel):
 
 
 class FormatCase(BaseModel):
-    """How the convolution weights of one model lie; `ms` is of its residual blocks together, by format."""
+    """How a model's weights lie: convolutions', with `ms` of its residual blocks together, and projections'.
+
+    A reason is empty where the model has no such weights.
+    """
 
     model: str
     is_channels_last: bool
     reason: str
     ms: dict[str, float]
+    is_packed: bool
+    packing_reason: str
+    packing_ms: dict[str, float]
 
 
 class Tuning(BaseModel):

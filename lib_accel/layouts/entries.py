@@ -21,6 +21,12 @@ class Inputs(NamedTuple):
     x: Tensor
     emb: Any = None
     context: Any = None
+    skip: Tensor | None = None  # another image, which the unit is to join to x along the channels
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what is computed with as images or tokens."""
+        return self.x.nbytes + (0 if self.skip is None else self.skip.nbytes)
 
 
 def _always(module: nn.Module) -> bool:

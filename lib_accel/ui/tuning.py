@@ -9,6 +9,17 @@ from lib_accel.ui.markup import Column, amount, apart, card, duration, empty, fi
 
 _PLAIN = "torch"  # what plain torch is called among implementations
 _MOST_ROWS = 200  # in the page, which is made anew every two seconds
+# What is said above the models; the fields of a model that say whether its weights lie so, and why; how they
+# lie if not, and if so.
+_WAYS = (
+    (
+        "Memory format of convolution weights",
+        "is_channels_last",
+        "reason",
+        ("channels first", "channels last"),
+    ),
+    ("Weights of query, key and value", "is_packed", "packing_reason", ("apart", "packed")),
+)
 _COLUMNS = (
     Column("Operator"),
     Column("Size"),
@@ -109,14 +120,15 @@ def _long(words: Any, more: str = "") -> str:
 
 
 def _formats(found: Mapping[str, Any], cases: list[Any], status: Mapping[str, Any]) -> str:
-    """The memory format of each model, where there is a choice of them or the host has chosen."""
-    told = [each for each in items(found, "formats") if cases or each.get("is_channels_last")]
-    lines = "".join(_format(each, status) for each in told)
-    return f'<p class="accel-note">Memory format of convolution weights</p>{lines}' if lines else ""
+    """How the weights of each model lie, where there is a choice of it or somebody else has chosen."""
+    shown = ""
+    for title, is_so, reason, spoken in _WAYS:
+        told = [each for each in items(found, "formats") if each.get(reason) and (cases or each.get(is_so))]
+        lines = "".join(_format(each, spoken[bool(each.get(is_so))], each[reason], status) for each in told)
+        shown += f'<p class="accel-note">{title}</p>{lines}' if lines else ""
+    return shown
 
 
-def _format(each: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    lies = "channels last" if each.get("is_channels_last") else "channels first"
-    reason = each.get("reason", "")
+def _format(each: Mapping[str, Any], lies: str, reason: str, status: Mapping[str, Any]) -> str:
     why = f'<span class="accel-quiet">{text(reason)}</span>{_fix(reason, status)}'
     return f'<p class="accel-facts"><b>{text(each.get("model", ""))}</b><span>{lies}</span>{why}</p>'

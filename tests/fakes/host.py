@@ -49,7 +49,7 @@ class FakeHost:
     def wanted_networks(self) -> Hashable:
         return () if self.lora is None else self.lora.wanted()
 
-    def apply_networks(self, layers: Sequence[nn.Module]) -> None:
+    def apply_networks(self, layers: Sequence[nn.Module], merging: Any = None) -> None:
         for layer in layers:
             if self.lora is not None:
                 self.lora.network_apply_weights(layer)

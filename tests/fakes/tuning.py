@@ -36,12 +36,12 @@ class FakeTuner:
     def __init__(self, taking: Taking | None = None) -> None:
         self.taking = self._applied = taking or Taking()
         self.applied = self.finished = self.cancelled = 0
-        self.noted: list[Arguments] = []
+        self.noted: list[tuple[str, Arguments]] = []  # of operators by name
         self.ms: dict[str, float] | None = None  # of any call of any operator
         self.pending = 0
         self.version = 0
 
-    def tuned(self, device: torch.device) -> Taking:
+    def tuned(self, device: torch.device, *, is_replayed: bool = True) -> Taking:
         return self.taking
 
     def apply(self) -> None:
@@ -51,7 +51,7 @@ class FakeTuner:
         self._applied = self.taking
 
     def note(self, operator: Operator, args: Arguments) -> None:
-        self.noted.append(args)
+        self.noted.append((operator.name, args))
 
     def verdict(self, operator: Operator, args: Arguments) -> Verdict | None:
         return None if self.ms is None else Verdict(DIRECT, "measured", ms=self.ms)

@@ -35,10 +35,16 @@ def test_operators_that_ran_otherwise_are_a_problem(ran: dict[str, int], by: str
     assert miscomputed(ran, by)
 
 
+def lies(**changes: Any) -> dict[str, Any]:
+    """How the weights of a model lie."""
+    laid = {"is_channels_last": True, "reason": "", "is_packed": True, "packing_reason": "it is faster"}
+    return {"model": "UNet"} | laid | changes
+
+
 def status(**changes: Any) -> dict[str, Any]:
     """A status in which all is measured."""
     cases = [{"operator": name, "next_chosen": RIVAL, "reason": "50 % less time"} for name in OPERATORS]
-    formats = [{"model": "UNet", "is_channels_last": True, "reason": ""}]
+    formats = [lies()]
     return {"fault": None, "pending": 0, "refused": [], "cases": cases, "formats": formats} | changes
 
 
@@ -56,7 +62,8 @@ def test_a_status_in_which_all_is_measured_is_no_problem() -> None:
             {"cases": [*status()["cases"], {"operator": "x", "next_chosen": TORCH, "reason": "it differs"}]},
             "x: it differs",
         ),
-        ({"formats": [{"model": "UNet", "is_channels_last": False, "reason": "no"}]}, "UNet: ['no']"),
+        ({"formats": [lies(is_channels_last=False, reason="no")]}, "UNet: ['no']"),
+        ({"formats": [lies(is_packed=False, packing_reason="it is slower")]}, "UNet: it is slower"),
         ({"formats": []}, "UNet: no such model"),
     ],
 )

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_accel import formats, measured
+from lib_accel import measured
 from lib_accel.blocks import ops
 from lib_accel.blocks.convolution import convolve
-from lib_accel.blocks.operators import layout
+from lib_accel.blocks.operators import convolution_norm, layout, projections
 from lib_accel.blocks.operators.operator import Arguments, Implementation, Operator
 from lib_accel.blocks.operators.table import OPERATORS as REAL
+from lib_accel.formats import Formats
 from lib_accel.tuning.tuner import Tuner
 
 RIVAL, TORCH = "stand-in", "torch"
@@ -137,6 +138,15 @@ def _in_both_formats(operator: Operator) -> Operator:
     return operator._replace(others=others)
 
 
+def _packed(operator: Operator) -> Operator:
+    """What a GPU has, on a CPU."""
+
+    def others(x: Tensor, *_: Any) -> Sequence[Implementation]:
+        return (Implementation(projections.PACKED, projections.packed()),) if x.device.type == DEVICE else ()
+
+    return operator._replace(others=others)
+
+
 class _Rivals:
     """operator.Tuned that takes each rival: torch's own norm of large images so laid rounds too coarsely."""
 
@@ -151,14 +161,17 @@ class _Rivals:
 
 OPERATORS = {name: _with_rival(operator) for name, operator in REAL.items() if name in _RIVALS}
 OPERATORS[layout.RESIDUAL_LAYOUT.name] = _in_both_formats(layout.RESIDUAL_LAYOUT)
+OPERATORS[projections.PROJECTIONS.name] = _packed(projections.PROJECTIONS)
 
 
 def install(engine: Any) -> None:
     """Has an engine choose among these; harmless to repeat. Forgets what an earlier server left on disk."""
-    for module in (ops, measured, formats):
+    for module in (ops, convolution_norm, measured):
         for name, value in list(vars(module).items()):
             if isinstance(value, Operator):
                 setattr(module, name, OPERATORS[value.name])
+    for each in engine._measured._formats:
+        each.way = each.way._replace(question=OPERATORS[each.way.question.name])
     tuner = engine._measured._tuner
     tuner._devices, tuner._table = (DEVICE,), TABLE
     verdicts = tuner._verdicts
@@ -170,11 +183,12 @@ def install(engine: Any) -> None:
 def begin_anew(engine: Any) -> None:
     """As after a restart: weights lie as they were loaded, and all that is known is what is on disk."""
     found = engine._measured
-    found._formats.undo()
+    for each in found._formats:
+        each.undo()
     before, verdicts = found._tuner, found._tuner._verdicts
     verdicts._kept = None
     verdicts._changed.clear()
     found._tuner = Tuner(
         verdicts, before._activity, before._is_busy, before._launches, table=TABLE, devices=(DEVICE,)
     )
-    found._formats = formats.Formats(found, verdicts)
+    found._images, found._projections = (Formats(found, verdicts, each.way) for each in found._formats)

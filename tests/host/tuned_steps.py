@@ -79,8 +79,8 @@ def miscomputed(ran: Mapping[str, int], by: str) -> list[str]:
 class Measured:
     """Wait until everything that was asked for is measured, while nobody draws; then look at the status.
 
-    formats: beginnings of the names of models whose weights must lie channels last by now. waits: whether
-    something must be left to be measured at first.
+    formats: beginnings of the names of models whose weights must lie channels last by now, and be packed.
+    waits: whether something must be left to be measured at first.
     """
 
     label: str = "operators are measured"
@@ -114,6 +114,10 @@ def mismeasured(tuning: Mapping[str, Any], formats: Sequence[str]) -> list[str]:
         of_name = [each for each in tuning["formats"] if each["model"].startswith(name)]
         if not of_name or not all(each["is_channels_last"] for each in of_name):
             problems.append(f"{name}: {[each['reason'] for each in of_name] or 'no such model'}")
+        apart = [
+            each["packing_reason"] for each in of_name if not each["is_packed"] and each["packing_reason"]
+        ]
+        problems += [f"{name}: {reason}" for reason in apart]
     return problems
 
 

@@ -21,6 +21,8 @@ from lib_accel.tuning.signature import Call, Form
 
 _EMBEDDING = 1280  # of a UNet's time
 _TOY_EMBEDDING = 64
+_PROMPTS = {"sd15": 768, "sdxl": 2048}  # channels
+_TOY_PROMPT = 32
 _CONVOLUTION = ConvSpec(padding=(1, 1))
 
 
@@ -61,6 +63,16 @@ def _attention(make: _Maker) -> tuple[Any, ...]:
     return query, source, source, make.shape.heads, make.rules.matmul
 
 
+def _projections(make: _Maker) -> tuple[Any, ...]:
+    batch, tokens, channels = make.shape.sizes
+    x, query = make.tensor(batch, tokens, channels), make.tensor(channels, channels)
+    context, other = None, query
+    if make.shape.source:
+        width = _TOY_PROMPT if make.where.is_toy else _PROMPTS[make.shape.model]
+        context, other = make.tensor(batch, make.shape.source, width), make.tensor(channels, width)
+    return x, context, query, other, other, make.shape.heads, make.rules.matmul
+
+
 def _gated_linear(make: _Maker) -> tuple[Any, ...]:
     channels = make.shape.sizes[-1]
     gated = 8 * channels  # four times as wide inside, values and gates
@@ -86,6 +98,11 @@ def _layer_norm(make: _Maker) -> tuple[Any, ...]:
 def _group_norm(make: _Maker) -> tuple[Any, ...]:
     each = make.tensor(make.shape.sizes[1])
     return make.tensor(*make.shape.sizes), each, each, make.norm(silu=True)
+
+
+def _joined_norm(make: _Maker) -> tuple[Any, ...]:
+    image, each = make.tensor(*make.shape.sizes), make.tensor(2 * make.shape.sizes[1])
+    return image, image, each, each, make.norm(silu=True)
 
 
 def _convolution_norm(make: _Maker) -> tuple[Any, ...]:
@@ -121,10 +138,12 @@ def _convolution(make: _Maker) -> tuple[Form, Form, Form]:
 _ARGUMENTS: Mapping[str, Callable[[_Maker], tuple[Any, ...]]] = MappingProxyType(
     {
         shapes.ATTENTION: _attention,
+        shapes.PROJECTIONS_PACKED: _projections,
         shapes.GATED_LINEAR: _gated_linear,
         shapes.LINEAR_ADD: _linear_add,
         shapes.LAYER_NORM: _layer_norm,
         shapes.GROUP_NORM: _group_norm,
+        shapes.JOINED_NORM: _joined_norm,
         shapes.CONVOLUTION_NORM: _convolution_norm,
         shapes.CONVOLUTION_ADD: _convolution_add,
         shapes.RESIDUAL_LAYOUT: _residual,

@@ -14,7 +14,7 @@ from lib_accel.bench.gpu.counting import costs
 from lib_accel.bench.gpu.floors import floor_ms
 from lib_accel.bench.gpu.models import Where
 from lib_accel.bench.gpu.operators_calls import call_at
-from lib_accel.bench.gpu.operators_shapes import NEAR, SHAPES, Shape, toy_of
+from lib_accel.bench.gpu.operators_shapes import ENOUGH, NEAR, SHAPES, Shape, toy_of
 from lib_accel.bench.gpu.parts import Case
 from lib_accel.bench.gpu.sides import Makers
 from lib_accel.bench.gpu.timing import Pace, Turn, alone_ms
@@ -23,7 +23,7 @@ from lib_accel.blocks.operators.table import OPERATORS
 from lib_accel.graphs.cuda_graph import launcher_of_this_process
 from lib_accel.graphs.launcher import Launcher
 from lib_accel.graphs.proof import Verdict
-from lib_accel.tuning.contest import TORCH, hold
+from lib_accel.tuning.contest import TORCH, hold, tensors_of
 from lib_accel.tuning.signature import Call, example
 
 Figures = dict[str, Any]
@@ -90,6 +90,7 @@ def near_row(stand: OperatorStand, name: str) -> Figures:
         "operator": near.tuned.operator,
         "others": others,
         "share": None if None in shares else min(shares),
+        "is_enough": all(share is not None and share >= ENOUGH for share in shares),
     }
 
 
@@ -125,7 +126,8 @@ def why_out(operator: Operator, args: Arguments, verdict: Verdict) -> dict[str, 
 def work_of(operator: Operator, args: Arguments) -> tuple[float, int]:
     """FLOP of the operator in plain torch, and bytes that anybody reads and writes at least."""
     flop = sum(costs(lambda: operator.plain(*args)).flop.values())
-    tensors = [each for each in (*args, operator.plain(*args)) if isinstance(each, Tensor)]
+    results = tensors_of(operator.plain(*args))
+    tensors = [each for each in (*args, *results) if isinstance(each, Tensor)]
     return flop, sum(each.nbytes for each in tensors)
 
 

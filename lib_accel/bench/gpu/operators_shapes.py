@@ -21,6 +21,8 @@ GROUP_NORM, CONVOLUTION_NORM, CONVOLUTION_ADD, RESIDUAL_LAYOUT = (
     "convolution, residual",
     "residual block, memory format",
 )
+JOINED_NORM = "join, group norm"
+PROJECTIONS_PACKED = "projections, attention"
 VAE = "vae"
 
 
@@ -29,7 +31,7 @@ class Shape(NamedTuple):
 
     operator: str
     model: str
-    sizes: tuple[int, ...]  # (batch, tokens, channels), or (batch, channels, height, width)
+    sizes: tuple[int, ...]  # (batch, tokens, channels), or (batch, channels, height, width), of each image
     heads: int = 0
     source: int = 0  # tokens of a prompt that are attended to; 0 for its own
     inner: int = 0  # channels that a linear layer takes
@@ -55,18 +57,17 @@ class Level(NamedTuple):
     tokens: int
     channels: int
     heads: int
-    layers: int  # how many such there are in the model
 
 
 LEVELS: Mapping[str, Sequence[Level]] = MappingProxyType(
     {
         "sd15": (
-            Level(4096, 320, 8, 5),
-            Level(1024, 640, 8, 5),
-            Level(256, 1280, 8, 5),
-            Level(64, 1280, 8, 1),
+            Level(4096, 320, 8),
+            Level(1024, 640, 8),
+            Level(256, 1280, 8),
+            Level(64, 1280, 8),
         ),
-        "sdxl": (Level(4096, 640, 10, 10), Level(1024, 1280, 20, 60)),
+        "sdxl": (Level(4096, 640, 10), Level(1024, 1280, 20)),
     }
 )
 _SOURCES = {"sd15": (0, 77, 154), "sdxl": (0, 77)}
@@ -81,12 +82,14 @@ _IMAGES = {
 
 def _of_tokens() -> Iterator[Shape]:
     for model, levels in LEVELS.items():
-        for tokens, channels, heads, _ in levels:
+        for tokens, channels, heads in levels:
             for source in _SOURCES[model]:
                 yield Shape(ATTENTION, model, (2, tokens, channels), heads, source)
+            for source in _SOURCES[model][:2]:
+                yield Shape(PROJECTIONS_PACKED, model, (2, tokens, channels), heads, source)
     yield Shape(ATTENTION, VAE, (1, *_PIXELS), 1)
     for model, levels in LEVELS.items():
-        for tokens, channels, *_ in levels:
+        for tokens, channels, _ in levels:
             sizes = 2, tokens, channels
             yield Shape(GATED_LINEAR, model, sizes)
             for inner in (channels, 4 * channels):
@@ -98,13 +101,18 @@ def _of_images() -> Iterator[Shape]:
     for model, images in _IMAGES.items():
         for sizes in images:
             yield Shape(RESIDUAL_LAYOUT, model, sizes)
+            joins = () if model == VAE else (JOINED_NORM,)
             for is_last in (False, True):
-                for operator in (GROUP_NORM, CONVOLUTION_NORM, CONVOLUTION_ADD):
+                for operator in (GROUP_NORM, CONVOLUTION_NORM, CONVOLUTION_ADD, *joins):
                     yield Shape(operator, model, sizes, is_last=is_last)
 
 
 # By the name of their case.
 SHAPES: Mapping[str, Shape] = MappingProxyType({each.name: each for each in (*_of_tokens(), *_of_images())})
+
+
+# Share of the speed that tuning would give it, which a size that nobody tuned is to have.
+ENOUGH = 0.95
 
 
 class Near(NamedTuple):
@@ -138,6 +146,11 @@ _NEAR = (
         {"sizes": (2, 34 * 26, 1280)},
     ),
     _near(
+        Shape(PROJECTIONS_PACKED, "sdxl", (2, 38 * 26, 1280), 20),
+        {"sizes": (2, 36 * 28, 1280)},
+        {"sizes": (2, 34 * 26, 1280)},
+    ),
+    _near(
         Shape(GATED_LINEAR, "sdxl", (2, 32 * 32, 1280)),
         {"sizes": (2, 40 * 28, 1280)},
         {"sizes": (2, 36 * 30, 1280)},
@@ -156,6 +169,9 @@ _NEAR = (
         Shape(GROUP_NORM, "sd15", (2, 320, 72, 56)), {"sizes": (2, 320, 80, 48)}, {"sizes": (2, 320, 88, 40)}
     ),
     _near(
+        Shape(JOINED_NORM, "sdxl", (2, 640, 76, 52)), {"sizes": (2, 640, 72, 56)}, {"sizes": (2, 640, 84, 48)}
+    ),
+    _near(
         Shape(CONVOLUTION_NORM, "sdxl", (2, 640, 76, 52), is_last=True),
         {"sizes": (2, 640, 72, 56)},
         {"sizes": (2, 640, 84, 48)},
@@ -172,15 +188,6 @@ _NEAR = (
     ),
 )
 NEAR: Mapping[str, Near] = MappingProxyType({each.tuned.name: each for each in _NEAR})
-
-# Self-attentions whose three projections may have one weight, by the name of their case.
-PROJECTIONS: Mapping[str, tuple[str, Level]] = MappingProxyType(
-    {
-        f"projections {model}: 2x{level.tokens}x{level.channels}, {level.heads} heads": (model, level)
-        for model, levels in LEVELS.items()
-        for level in levels
-    }
-)
 
 
 def toy_of(shape: Shape) -> Shape:

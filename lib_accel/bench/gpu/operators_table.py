@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from lib_accel.bench.gpu.operators_shapes import ENOUGH
 from lib_accel.bench.table import aligned
 
 Figures = Mapping[str, Any]
@@ -14,8 +15,6 @@ OPERATOR_REMARKS = (
     "operators: contests as the tuner holds them, one input again and again: what an L2 cache holds may be "
     "faster than its floor, which counts memory",
     "share, near: ms of what wins at a size itself, divided by the ms there of what won at the tuned size",
-    "projections: three linear layers against one packed weight; gain: of a step of the model, all layers of "
-    "that level; MiB: packed copies of a whole model's weights, beside the host's own",
     "measure_s: contests of operators, which a webui holds while nobody draws; kept on disk from row to row",
     "ours, auto has convolution weights of its own, which may be channels last; peak_mib is without them",
 )
@@ -68,6 +67,7 @@ def nears(rows: list[Figures]) -> str:
         "ms",
         "with that of the tuned ms",
         "share",
+        f"{100 * ENOUGH:.0f} %",
     )
     lines = [
         [
@@ -77,7 +77,8 @@ def nears(rows: list[Figures]) -> str:
             each["winner"][:_LONGEST],
             f"{each['ms']:.3g}",
             "-" if each["taken_ms"] is None else f"{each['taken_ms']:.3g}",
-            "-" if each["share"] is None else f"{100 * each['share']:.0f} %",
+            "-" if each["share"] is None else f"{100 * each['share']:.1f} %",
+            "yes" if _is_enough(each) else "no",
         ]
         for row in rows
         for each in row["others"]
@@ -86,36 +87,27 @@ def nears(rows: list[Figures]) -> str:
     shares = [each["share"] for row in rows for each in row["others"]]
     known = [share for share in shares if share is not None]
     told += [f"least share at sizes that nobody tuned: {100 * min(known):.0f} %"] if known else []
+    told.append(f"with {100 * ENOUGH:.0f} % of the tuned speed: {', '.join(_by_operator(rows))}")
     if len(known) < len(shares):
         told.append(f"{len(shares) - len(known)} sizes do not take what won at the tuned one")
     return "\n".join([aligned(headings, lines), *told])
 
 
+def _by_operator(rows: list[Figures]) -> list[str]:
+    """How many sizes that nobody tuned have enough of the tuned speed, by operator."""
+    sizes: dict[str, list[bool]] = {}
+    for row in rows:
+        sizes.setdefault(row["operator"], []).extend(map(_is_enough, row["others"]))
+    return [f"{operator} {sum(each)} of {len(each)} sizes" for operator, each in sizes.items()]
+
+
+def _is_enough(size: Figures) -> bool:
+    return size["share"] is not None and bool(size["share"] >= ENOUGH)
+
+
 def _without_rivals(rows: list[Figures]) -> list[str]:
     alone = sum(len(row["implementations"]) == 1 for row in rows)
     return [f"at {alone} sizes nothing but plain torch takes the arguments here"] * bool(alone)
-
-
-def projections(rows: list[Figures]) -> str:
-    """A line a level of a model."""
-    headings = ("level", "with", "three ms", "packed ms", "ratio", "layers", "gain ms", "MiB", "MiB of model")
-    return aligned(
-        headings,
-        [
-            [
-                row["case"],
-                row["side"],
-                f"{row['stock_ms']:.3g}",
-                f"{row['ms']:.3g}",
-                f"{row['ratio']:.2f}",
-                str(row["layers"]),
-                f"{row['gain_of_step_ms']:.3g}",
-                f"{row['copies_mib']:.3g}",
-                f"{row['copies_of_model_mib']:.3g}",
-            ]
-            for row in rows
-        ],
-    )
 
 
 def warm_ups(rows: list[Figures]) -> str:

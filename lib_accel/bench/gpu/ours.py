@@ -160,7 +160,7 @@ def _found(tuning: TuningReport) -> list[Any]:
     if not tuning.cases:
         return []
     cases = [(case.operator, case.size, case.chosen, case.next_chosen) for case in tuning.cases]
-    return [*cases, *((each.model, each.is_channels_last) for each in tuning.formats)]
+    return [*cases, *((each.model, each.is_channels_last, each.is_packed) for each in tuning.formats)]
 
 
 def _chosen(tuning: TuningReport) -> dict[str, Any]:

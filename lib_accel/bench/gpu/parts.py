@@ -24,13 +24,10 @@ WHOLE, OVERHEAD, AUTOTUNE = (
 # Ways to compute one kernel's work, against the plain torch of blocks.
 KERNEL, KERNEL_COMPILED = "kernel", "torch.compile"
 
-# Three projections of self-attention against one, without what follows and with it.
-PROJECTIONS_ALONE, PROJECTIONS_ATTENDED = "projections", "projections and attention"
-
 # How rows of a part are measured, by name: of suite.py.
 SPEED, PROFILE, SWITCH = "speed", "profile", "switch"
 KERNELS, TUNING = "kernels", "tuning"
-OPERATORS, NEAR, PROJECTIONS, WARM_UP = "operators", "operators-near", "projections", "warm-up"
+OPERATORS, NEAR, WARM_UP, PIECES = "operators", "operators-near", "warm-up", "pieces"
 
 # What toys are given at most: pixels of a picture's side, and pictures.
 DRY_PX, DRY_PICTURES = 64, 2
@@ -80,10 +77,12 @@ _SD15_1024 = Case("sd15 1024", "sd15", 1024)
 _VAES = tuple(Case(f"vae {side}", "vae", side) for side in (512, 1024))
 _COMPILE_S = 220
 _MEASURE_S = 250  # of contests of operators, some of which compile kernels; what is left is for --retry
+_LARGE = (*_VAES, Case("vae 2048", "vae", 2048), Case("sdxl 2048", "sdxl", 2048))
+# Ways to cut, of pieces_rows.CUTS.
+_CUTS = ("from 64 MiB, of 32", "from 256 MiB, of 32", "from 256 MiB, of 64", "as where memory ran out")
 _KERNELS = tuple(Case(name, shape.kernel) for name, shape in SHAPES.items())
 _OPERATORS = tuple(Case(name, shape.operator) for name, shape in operators_shapes.SHAPES.items())
 _NEAR = tuple(Case(name, near.tuned.operator) for name, near in operators_shapes.NEAR.items())
-_PROJECTIONS = tuple(Case(name, model) for name, (model, _) in operators_shapes.PROJECTIONS.items())
 
 # What AUTO is to find measured in other parts; for ControlNets that is what it is for SD1.5.
 _WARM_UPS = (
@@ -128,9 +127,9 @@ PARTS: Mapping[str, Part] = MappingProxyType(
         "profile": Part((_SD15, _SDXL, _VAES[1]), (*_OURS_AND_AUTO, AUTO_SINGLE), kind=PROFILE),
         "operators": Part(_OPERATORS, ("contest",), kind=OPERATORS),
         "operators-near": Part(_NEAR, ("near",), kind=NEAR),
-        "projections": Part(_PROJECTIONS, (PROJECTIONS_ALONE, PROJECTIONS_ATTENDED), kind=PROJECTIONS),
         "kernels": Part(_KERNELS, (KERNEL, KERNEL_COMPILED), kind=KERNELS),
         "kernels-tuning": Part(_KERNELS, ("neighbours",), kind=TUNING),
+        "pieces": Part(_LARGE, _CUTS, kind=PIECES),
         "memory": Part((_SD15, _SD15_1024, _SDXL, _VAES[1]), _OURS_AND_AUTO),
     }
 )

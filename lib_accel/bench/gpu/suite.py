@@ -24,8 +24,8 @@ from lib_accel.bench.gpu.kernels_tuning import tuning_row
 from lib_accel.bench.gpu.models import ModelError, Where, import_packages
 from lib_accel.bench.gpu.operators_rows import near_row, operator_row, operator_stand
 from lib_accel.bench.gpu.parts import PARTS, Case
+from lib_accel.bench.gpu.pieces_rows import pieces_row
 from lib_accel.bench.gpu.profile import profile_row
-from lib_accel.bench.gpu.projections import projection_row
 from lib_accel.bench.gpu.rows import Stand, speed_row
 from lib_accel.bench.gpu.sides import Makers, SideError
 from lib_accel.bench.gpu.stage import staged
@@ -48,8 +48,8 @@ KINDS: Mapping[str, Callable[[Any, str], Figures]] = MappingProxyType(
         parts.TUNING: tuning_row,
         parts.OPERATORS: operator_row,
         parts.NEAR: near_row,
-        parts.PROJECTIONS: projection_row,
         parts.WARM_UP: warm_up_row,
+        parts.PIECES: pieces_row,
     }
 )
 
@@ -156,7 +156,7 @@ _STANDS: Mapping[str, Callable[..., contextlib.AbstractContextManager[Any]]] = M
     {
         parts.KERNELS: kernel_stand,
         parts.TUNING: kernel_stand,
-        **dict.fromkeys((parts.OPERATORS, parts.NEAR, parts.PROJECTIONS), operator_stand),
+        **dict.fromkeys((parts.OPERATORS, parts.NEAR), operator_stand),
     }
 )
 

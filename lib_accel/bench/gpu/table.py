@@ -13,10 +13,10 @@ from lib_accel.bench.gpu.operators_table import (
     OPERATOR_REMARKS,
     nears,
     operators,
-    projections,
     taken,
     warm_ups,
 )
+from lib_accel.bench.gpu.pieces_rows import PIECES_REMARKS, pieces_table
 from lib_accel.bench.table import aligned
 
 Figures = Mapping[str, Any]
@@ -31,6 +31,7 @@ REMARKS = (
     "peak_mib: most that torch reserved of the GPU during calls, weights shared with stock",
     "compile_s: compiling alone; warmup_s: all other calls until the side runs as it does later",
     "weights are random; LoRAs have rank 16 and lie on the device",
+    *PIECES_REMARKS,
     *OPERATOR_REMARKS,
     *KERNEL_REMARKS,
 )
@@ -155,8 +156,8 @@ _SECTIONS: Mapping[str, Callable[[list[Figures]], str]] = MappingProxyType(
         parts.TUNING: tunings,
         parts.OPERATORS: operators,
         parts.NEAR: nears,
-        parts.PROJECTIONS: projections,
         parts.WARM_UP: warm_ups,
+        parts.PIECES: pieces_table,
     }
 )
 

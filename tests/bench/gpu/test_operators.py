@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from lib_accel.bench.gpu import operators_rows as rows
-from lib_accel.bench.gpu import projections
 from lib_accel.bench.gpu.models import Where, import_packages, model_of
 from lib_accel.bench.gpu.operators_calls import call_at
 from lib_accel.bench.gpu.operators_rows import OperatorStand, Ring, contest, told, why_out, work_of
-from lib_accel.bench.gpu.operators_shapes import LEVELS, NEAR, PROJECTIONS, SHAPES, Shape, toy_of
-from lib_accel.bench.gpu.parts import PROJECTIONS_ALONE, PROJECTIONS_ATTENDED, Case
-from lib_accel.bench.gpu.sides import SideError
+from lib_accel.bench.gpu.operators_shapes import NEAR, SHAPES, Shape, toy_of
+from lib_accel.bench.gpu.parts import Case
 from lib_accel.bench.gpu.timing import DRY
+from lib_accel.blocks import joined
 from lib_accel.blocks.operators import layout
 from lib_accel.blocks.operators.operator import Arguments, Implementation, Operator
 from lib_accel.blocks.operators.table import OPERATORS
@@ -63,10 +61,10 @@ def test_images_are_measured_in_both_formats_but_where_the_format_is_the_questio
     for shape in SHAPES.values():
         if len(shape.sizes) == 4:
             formats.setdefault(shape.operator, []).append(shape.is_last)
-    assert all(each.count(False) == 9 for each in formats.values())
-    last = {operator: each.count(True) for operator, each in formats.items()}
-    assert last.pop("residual block, memory format") == 0
-    assert set(last.values()) == {9}
+    counts = {operator: (each.count(False), each.count(True)) for operator, each in formats.items()}
+    assert counts.pop("residual block, memory format") == (9, 0)
+    assert counts.pop("join, group norm") == (6, 6)  # a VAE has no skips
+    assert set(counts.values()) == {(9, 9)}
 
 
 @pytest.mark.parametrize("name", NEAR)
@@ -122,6 +120,17 @@ def test_calls_of_images_are_those_that_a_residual_block_makes() -> None:
     assert heard == [toy_call(name) for name in ("group norm", "convolution, norm", "convolution, residual")]
 
 
+def test_a_call_of_two_images_is_that_which_a_residual_block_of_two_makes() -> None:
+    left, right, *norm, use = example(toy_call("join, group norm"))
+    heard = _heard(lambda rules: joined.norm_silu((left, right), tuple(norm), use.norm, rules))  # type: ignore[arg-type]
+    assert heard == [toy_call("join, group norm")]
+
+
+def test_the_work_of_an_operator_with_two_results_counts_both() -> None:
+    _, moved = work_of(OPERATORS["join, group norm"], example(toy_call("join, group norm")))
+    assert moved == 4 * (2 * 64 * 24 + 2 * 128 + 2 * 128 * 24)
+
+
 def test_the_residual_block_itself_is_asked_as_its_operator_takes_it() -> None:
     call = toy_call("residual block, memory format")
     x, emb, *others = example(call)
@@ -156,7 +165,8 @@ def test_specs_are_those_of_the_models_own_blocks(model: str) -> None:
             subject(*given)
     finally:
         engine.detach()
-    specs = {args[-3]._replace(skip=None) for args in tuner.noted}
+    noted = [args for name, args in tuner.noted if name == layout.RESIDUAL_LAYOUT.name]
+    specs = {args[-3]._replace(skip=None) for args in noted}
     shape = Shape("residual block, memory format", model, (1, 64, 4, 6))
     assert specs == {call_at(shape, TOY).args[-3]}
 
@@ -226,38 +236,12 @@ def test_a_size_that_nobody_tuned_is_held_against_its_own_winner(
     row = rows.near_row(OperatorStand(Case(next(iter(NEAR)), ""), RING), "near")
     assert (row["share"], [each["taken"] for each in row["others"]]) == (share, ["a", "a"])
     assert [each["share"] for each in row["others"]] == [share, share]
+    assert row["is_enough"] == (share is not None)
 
 
-# Projections
-
-
-def test_a_packed_weight_gives_query_key_and_value() -> None:
-    x, *weights = torch.randn(2, 6, 8), *torch.randn(3, 8, 8)
-    for number, weight in enumerate(weights):
-        packed = projections._Packed(lambda results, heads, number=number: results[number])  # type: ignore[misc]
-        assert torch.allclose(packed(x, *weights, 2), x @ weight.t(), atol=1e-5)
-
-
-@pytest.mark.parametrize("side", [PROJECTIONS_ALONE, PROJECTIONS_ATTENDED])
-def test_a_row_of_projections_has_the_gain_of_a_step_and_what_it_takes(side: str) -> None:
-    name = next(name for name, (model, level) in PROJECTIONS.items() if level.layers == 60)
-    row = projections.projection_row(OperatorStand(Case(name, "sdxl"), RING), side)
-    assert set(row["implementations"]) == {TORCH, projections.PACKED}
-    assert row["gain_of_step_ms"] == pytest.approx(60 * (row["stock_ms"] - row["ms"]))
-    assert row["copies_mib"] == 60 * 3 * 1280**2 * 4 / 2**20
-    assert row["copies_of_model_mib"] == row["copies_mib"] + 10 * 3 * 640**2 * 4 / 2**20
-
-
-def test_a_packed_weight_that_is_out_leaves_its_row_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projections, "contest", lambda *_: Verdict(TORCH, "odd", ms={TORCH: 1.0}))
-    name = next(iter(PROJECTIONS))
-    with pytest.raises(SideError, match="odd"):
-        projections.projection_row(OperatorStand(Case(name, "sd15"), RING), PROJECTIONS_ALONE)
-
-
-def test_packed_copies_are_of_all_self_attentions_of_the_model() -> None:
-    import_packages()
-    unet: nn.Module = model_of("sd15", Where(torch.device("meta"), torch.float16, False))
-    blocks: list[Any] = [each for each in unet.modules() if type(each).__name__ == "BasicTransformerBlock"]
-    weights = [getattr(block.attn1, name).weight for block in blocks for name in ("to_q", "to_k", "to_v")]
-    assert projections.copies_bytes(LEVELS["sd15"], torch.float16) == sum(each.nbytes for each in weights)
+def test_less_than_95_percent_of_the_tuned_speed_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([Verdict("a", "", ms={TORCH: 4.0, "a": 1.0})])
+    other = Verdict("b", "", ms={TORCH: 4.0, "a": 2.0, "b": 1.89})
+    monkeypatch.setattr(rows, "contest", lambda *_: next(found, other))
+    row = rows.near_row(OperatorStand(Case(next(iter(NEAR)), ""), RING), "near")
+    assert (row["share"], row["is_enough"]) == (pytest.approx(0.945), False)

@@ -122,7 +122,7 @@ def test_stock_keeps_its_format_when_our_weights_are_turned(stage: Stage) -> Non
     one: Any = side(AUTO, stage, Makers())
     try:
         own = convolution_weights(one._stage.root)
-        turned = Turned().turn(own)
+        turned = Turned().lay([(weight,) for weight in own])
     finally:
         one.close()
     assert turned > 0

@@ -24,7 +24,6 @@ from lib_accel.bench.gpu.parts import (
     NEAR,
     OPERATORS,
     PARTS,
-    PROJECTIONS,
     SPEED,
     STOCK,
     SWITCH,
@@ -157,12 +156,6 @@ def test_operators_say_that_there_is_no_choice_on_a_cpu(dry: Dry) -> None:
     assert all("nothing but torch takes its arguments here" in row["reason"] for row in rows)
     assert all(row["ms"] > row["floor_ms"] > 0 for row in rows)
     assert {row["share"] for row in dry.rows(kind=NEAR)} == {1.0}
-
-
-def test_projections_are_held_against_each_other_anywhere(dry: Dry) -> None:
-    for row in dry.rows(kind=PROJECTIONS):
-        assert set(row["implementations"]) == {"torch", "packed"}
-        assert row["copies_of_model_mib"] >= row["copies_mib"] > 0
 
 
 def test_nothing_is_tuned_on_a_cpu(dry: Dry) -> None:
