@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lib_accel.blocks.operators import layout
 from lib_accel.device import OUT_OF_MEMORY
-from lib_accel.way import SHARED, Piece, Way, as_made, parameters, share, why_none
+from lib_accel.way import SHARED, Piece, Way, as_made, modules_of, parameters, share, why_none
 
 OF_THE_HOST = "the host has laid its weights channels last itself"
 
@@ -24,7 +24,7 @@ OF_THE_HOST = "the host has laid its weights channels last itself"
 def convolution_weights(model: nn.Module) -> list[nn.Parameter]:
     """The weights of its two-dimensional convolutions, each once."""
     found: dict[int, nn.Parameter] = {}
-    for module in model.modules():
+    for module in modules_of(model):
         weight = module._parameters.get("weight") if isinstance(module, nn.Conv2d) else None
         if weight is not None:
             found[id(weight)] = weight

@@ -6,6 +6,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ from lib_accel.layouts.entries import Arguments, Entry, Inputs, Model, UNet, Uni
 from lib_accel.layouts.reading import COMPILED as BY_OTHERS
 from lib_accel.layouts.reading import is_compiled
 from lib_accel.measured import Measured
+from lib_accel.options import Options
 from lib_accel.patching import Method, junction
 from lib_accel.report import Generation, ModelReport, Report, Tally
 from lib_accel.steps import HostFailure
@@ -73,6 +75,7 @@ class Engine:
         self._bindings = Bindings(host)
         self._launching = Launching(host, self._bindings, launches or Launches(_launchers(), verdicts))
         self._is_attached = False
+        self._is_new_picture = True  # since a denoiser was called; where the host does not tell
         self._thread = Thread()
         self._logged: set[tuple[str, str]] = set()
         self.generation = Generation()
@@ -115,9 +118,17 @@ class Engine:
         self._launching.begin_generation()
         self.generation = Generation(networks=self.generation.networks)
 
+    @property
+    def weights(self) -> AbstractContextManager[Any]:
+        """Held by who writes to weights of the host's models, so that none is moved in memory meanwhile."""
+        return self._measured.weights
+
     def _apply(self) -> None:
+        self._try(self._measured.apply)
+
+    def _try(self, apply: Callable[[Options, Sequence[tuple[str, nn.Module]]], None]) -> None:
         try:
-            self._measured.apply(self._host.options(), self._host.models())
+            apply(self._host.options(), self._host.models())
         except Exception as error:  # an image must come out; what holds goes on
             self._log_once("what was measured", _Failure.of(error), "the picture is drawn as the one before")
 
@@ -260,13 +271,17 @@ class Engine:
         self, entry: Model, model: nn.Module, original: Method, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         self._host.before_call(model)
+        if entry.denoises and self._measured.is_put_off:
+            self._try(self._measured.make_up)
         x = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
         if x is None:
             return original(model, *args, **kwargs)
         call = self._new_call(x)
         if entry.denoises:
+            self._is_new_picture = True
             self._count(call)
-        if entry.begins_pictures and not self._host.tells_generations:
+        if entry.begins_pictures and self._is_new_picture and not self._host.tells_generations:
+            self._is_new_picture = False  # of several text encoders and prompts, the first one begins it
             self._apply()
         if entry.as_tensors is not None and call.launch is not None:
             outcome = self._run_whole_model(

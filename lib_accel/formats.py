@@ -23,10 +23,11 @@ from lib_accel.graphs.structure import digest
 from lib_accel.graphs.verdicts import Verdicts, surroundings
 from lib_accel.layouts.reading import COMPILED, is_compiled
 from lib_accel.noted import NotedBlock, is_dead
-from lib_accel.way import Laid, Piece, Way, parameters
+from lib_accel.way import Laid, Piece, Way, modules_of, parameters
 
 AS_LOADED = "torch"  # what the operator as it is goes by
 _LEAST_GAIN = 0.03  # share of the time; less is noise on any machine
+_NO_MEMORY = "there is no memory to lay its weights anew"
 
 Times = Mapping[str, float]  # milliseconds by AS_LOADED and the way's code
 
@@ -69,6 +70,7 @@ class Formats:
         self._measured, self._verdicts, self.way = measured, verdicts, way
         self._blocks: dict[int, NotedBlock] = {}  # by the id of a weight
         self._laid: WeakKeyDictionary[nn.Module, _LaidFor] = WeakKeyDictionary()
+        self._too_large: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # to be laid: the sums' name
         self._found: dict[str, Format] = {}
         self._moves = 0
         self._lock = threading.Lock()
@@ -102,7 +104,11 @@ class Formats:
             return self._moves > before
 
     def ask_again(self) -> None:
-        """What waits to be timed was forgotten: calls that are not known are said to be timed once more."""
+        """What waits to be timed was forgotten: calls that are not known are said to be timed once more.
+
+        So was for which models there was no memory.
+        """
+        self._too_large.clear()
         for block in list(self._blocks.values()):
             block.told.clear()
 
@@ -123,12 +129,13 @@ class Formats:
         known = self._laid.get(model)
         if known is not None:
             self._moves += known.laid.mend()
-            if known.laid.ids():
+            if ids := known.laid.ids():
                 ms = self._kept(known.name)
-                if is_worth_it(ms, self.way.code):  # wherever the host keeps the model between pictures
-                    others = () if self._why_not(model, pieces) else pieces
-                    return self._lay_so(known.laid, others, ms)
-                self._moves += known.laid.put_back()  # somebody has forgotten what was measured
+                if self._is_to_be_laid(model, known.name, ms):  # wherever the host keeps it between pictures
+                    are_all = all(id(weight) in ids for weight in parameters(pieces))
+                    others = () if are_all or self._why_not(model, pieces) else pieces
+                    return self._lay_so(model, known, others, ms)
+                self._moves += known.laid.put_back()  # somebody has forgotten what was measured, say
         if reason := self._why_not(model, pieces):
             return Format(reason == self.way.by_others, reason, {})
         weights = parameters(pieces)
@@ -137,23 +144,29 @@ class Formats:
             return Format(False, reason, {})
         self._settle(weights)
         ms = self._kept(name)
-        if not is_worth_it(ms, self.way.code):
-            return Format(False, self._compared(ms), ms)
+        if not self._is_to_be_laid(model, name, ms):
+            return Format(False, _NO_MEMORY if is_worth_it(ms, self.way.code) else self._compared(ms), ms)
         laid = self.way.laid() if known is None else known.laid
-        self._laid[model] = _LaidFor(name, laid)
-        return self._lay_so(laid, pieces, ms)
+        self._laid[model] = now = _LaidFor(name, laid)
+        return self._lay_so(model, now, pieces, ms)
+
+    def _is_to_be_laid(self, model: nn.Module, name: str, ms: Times) -> bool:
+        return is_worth_it(ms, self.way.code) and self._too_large.get(model) != name
 
     def _why_not(self, model: nn.Module, pieces: Sequence[Piece]) -> str | None:
-        if any(map(is_compiled, model.modules())):  # others' graphs would be made anew
+        if any(map(is_compiled, modules_of(model))):  # others' graphs would be made anew
             return f"it is {COMPILED}"
         return self.way.why_not(pieces, {each for known in self._laid.values() for each in known.laid.ids()})
 
-    def _lay_so(self, laid: Laid, pieces: Sequence[Piece], ms: Times) -> Format:
+    def _lay_so(self, model: nn.Module, known: _LaidFor, pieces: Sequence[Piece], ms: Times) -> Format:
+        before = _places(pieces)
         try:
-            self._moves += laid.lay(pieces)
-        except OUT_OF_MEMORY:
-            self._moves += laid.put_back()
-            return Format(False, "there is no memory to lay its weights anew", ms)
+            self._moves += known.laid.lay(pieces)
+        except OUT_OF_MEMORY:  # as it would be at every picture from now on
+            known.laid.put_back()
+            self._moves += _places(pieces) != before
+            self._too_large[model] = known.name
+            return Format(False, _NO_MEMORY, ms)
         return Format(True, self._compared(ms), ms)
 
     def _kept(self, name: str) -> Times:
@@ -191,6 +204,10 @@ class Formats:
 class _LaidFor(NamedTuple):
     name: str  # under which the sums are kept that spoke for it
     laid: Laid
+
+
+def _places(pieces: Sequence[Piece]) -> list[int]:
+    return [weight.data_ptr() for weight in parameters(pieces)]
 
 
 def _name(way: Way, weights: Sequence[nn.Parameter]) -> str:

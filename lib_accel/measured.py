@@ -7,6 +7,7 @@ two pictures.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,6 +36,8 @@ SAGE = "sage"  # a value of the option `attention`
 
 # Values of the option `code` with which operators are computed by what was measured to be the fastest.
 _TUNES = ("auto", "measured", "compiled")
+
+_PATIENCE_S = 5.0  # of who leaves, with those who write to weights
 
 _NONE = Format(False, "", {})  # of a model without such weights
 
@@ -67,6 +70,9 @@ class Measured:
         self.choice.is_measuring = lambda: self._tuner.pending > 0
         self._images, self._projections = (Formats(self, verdicts, way) for way in (CHANNELS_LAST, PACKED))
         self._asked: dict[torch.device, Asked] = {}  # the latest
+        # Held by who writes to weights or lays them: what is written to memory that they leave is lost.
+        self.weights = threading.RLock()
+        self.is_put_off = False  # whether `apply` could not lay them, see `make_up`
 
     def tuned(self, options: Options, device: torch.device) -> Tuned | None:
         """What computes operators on a device, the same object as long as it holds; None for plain torch."""
@@ -124,9 +130,19 @@ class Measured:
     def _lay_back(self) -> None:
         if self.choice.activity.elsewhere:  # a later call does it
             return
-        moved = [each.undo() for each in self._formats]
+        self._move(Formats.undo)
+
+    def _move(self, lay: Callable[[Formats], bool], patience_s: float = 0.0) -> bool:
+        """Has weights laid; False if somebody else writes to them for longer than that."""
+        if not self.weights.acquire(timeout=patience_s):
+            return False
+        try:
+            moved = [lay(each) for each in self._formats]
+        finally:
+            self.weights.release()
         if any(moved):
             self._changed()
+        return True
 
     def apply(self, options: Options, models: Sequence[tuple[str, nn.Module]]) -> None:
         """Puts what was found out into effect between pictures; models: whose weights may be laid anew."""
@@ -135,12 +151,19 @@ class Measured:
         self._tuner.apply()
         if self._tuner.version != version:
             self._changed()
+        self._lay(options, models)
+
+    def make_up(self, options: Options, models: Sequence[tuple[str, nn.Module]]) -> None:
+        """Lays weights where LoRAs were being written when `apply` was called: before the first step."""
+        if self.is_put_off:
+            self._lay(options, models)
+
+    def _lay(self, options: Options, models: Sequence[tuple[str, nn.Module]]) -> None:
+        self.is_put_off = False
         if not (options.enabled and options.code in _TUNES):
             self._lay_back()
         elif not self.choice.activity.elsewhere:  # where a preview reads weights, the next picture will do
-            moved = [each.apply(models) for each in self._formats]
-            if any(moved):
-                self._changed()
+            self.is_put_off = not self._move(lambda each: each.apply(models))
 
     def finish(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
         """Measures and compiles all that calls so far have asked for; whether that was done in time.
@@ -153,9 +176,13 @@ class Measured:
             if tell is not None:
                 tell(left + self._tuner.pending)
 
+        def left_s() -> float | None:
+            return None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - began))
+
         is_compiled = self.choice.finish(timeout_s, tell_all)
-        left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - began))
-        return self._tuner.finish(left_s, tell) and is_compiled
+        is_measured = self._tuner.finish(left_s(), tell)
+        self.choice.go_on()
+        return self.choice.finish(left_s(), tell_all) and is_compiled and is_measured
 
     def clear(self) -> int:
         """Forgets what was measured, here and on disk; returns how many verdicts there were."""
@@ -168,8 +195,7 @@ class Measured:
         """Stops measuring, until a call asks for it again, and lays weights as they were."""
         self.choice.cancel()
         self._tuner.cancel()
-        for each in self._formats:
-            each.undo()
+        self._move(Formats.undo, _PATIENCE_S)
 
     @property
     def _formats(self) -> tuple[Formats, ...]:

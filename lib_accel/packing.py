@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from lib_accel.blocks.adjacent import are_adjacent
 from lib_accel.blocks.operators import projections
 from lib_accel.device import OUT_OF_MEMORY
-from lib_accel.way import SHARED, Piece, Way, as_made, parameters, share, why_none
+from lib_accel.way import SHARED, Piece, Way, as_made, modules_of, parameters, share, why_none
 
 BY_OTHERS = "somebody else has packed its weights"
 
@@ -30,7 +30,9 @@ _ALIGNMENT = 16  # bytes, at multiples of which the fastest products begin to re
 def pieces_of(model: nn.Module) -> list[Piece]:
     """The weights of its attentions that one product could take, together, each piece once."""
     found: dict[tuple[int, ...], Piece] = {}
-    for module in model.modules():
+    for module in modules_of(model):
+        if _LAYERS[0] not in module._modules:
+            continue
         layers = [module._modules.get(name) for name in _LAYERS]
         if all(isinstance(layer, nn.Linear) for layer in layers) and (piece := _piece(layers)):
             found[tuple(map(id, piece))] = piece
@@ -81,7 +83,8 @@ class _Pack(NamedTuple):
         """Those that still lie there."""
         for reference in self.references:
             weight = reference()
-            if weight is not None and _memory(weight) == self.memory:
+            # Which stays the only one there as long as it is referred to, if weakly.
+            if weight is not None and weight.untyped_storage()._cdata == self.memory.cdata:
                 yield weight
 
     @property

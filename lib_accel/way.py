@@ -62,14 +62,28 @@ def parameters(pieces: Sequence[Piece]) -> list[nn.Parameter]:
     return [weight for piece in pieces for weight in piece]
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """The model and all modules in it, each once, in the order of its `modules()`, which is far slower."""
+    found: dict[nn.Module, None] = {}
+    left: list[nn.Module | None] = [model]
+    while left:
+        module = left.pop()
+        if module is None or module in found:
+            continue
+        found[module] = None
+        if inner := module._modules:
+            left.extend(reversed(inner.values()))
+    return list(found)
+
+
 def why_none(weights: Sequence[nn.Parameter]) -> str | None:
     """Why weights like these are not to be laid in any other way, or None."""
-    devices = sorted({str(weight.device) for weight in weights})
+    devices = sorted(map(str, {weight.device for weight in weights}))
     if len(devices) > 1 or "meta" in devices:
         return f"its weights are on {' and '.join(devices)}"
     if any(type(weight) is not nn.Parameter for weight in weights):
         return "its weights are of a class of their own"
-    if odd := sorted({str(weight.dtype) for weight in weights if weight.dtype not in _DTYPES}):
+    if odd := sorted(map(str, {weight.dtype for weight in weights}.difference(_DTYPES))):
         return f"its weights are {' and '.join(odd)}"
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lib_accel.formats import Formats, added, is_worth_it
 from lib_accel.graphs.proof import DIRECT, Verdict
 from lib_accel.graphs.verdicts import Verdicts
 from lib_accel.tuning.signature import call_of
+from lib_accel.way import Piece, modules_of
 
 SPEC = ResSpec(
     GroupNormSpec(2, 1e-5, True),
@@ -62,6 +63,9 @@ class Model(nn.Module):
     @property
     def weight(self) -> nn.Parameter:
         return self.blocks[0].conv_in.weight
+
+
+NO_MEMORY = "there is no memory to lay its weights anew"
 
 
 def times(first: float = 2.0, last: float = 1.0) -> dict[str, float]:
@@ -273,6 +277,16 @@ def test_whatever_a_file_holds_does_no_harm(tmp_path: Path, ms: dict[str, Any]) 
     assert not Studio(None, tmp_path).apply()
 
 
+# What it costs between pictures
+
+
+def test_modules_are_those_of_torch_in_the_same_order() -> None:
+    model = Model()
+    model.blocks.append(model.blocks[0])  # one module in two places
+    model.register_module("none", None)
+    assert modules_of(model) == list(model.modules())
+
+
 # Who may be turned
 
 
@@ -389,9 +403,87 @@ def test_without_memory_nothing_stays_half_turned(monkeypatch: pytest.MonkeyPatc
         lay(*args)
 
     monkeypatch.setattr(channels_last, "_lay", failing)
-    assert studio.drawn()
+    studio.drawn()
     assert studio.is_first()
-    assert studio.reason == "there is no memory to lay its weights anew"
+    assert studio.reason == NO_MEMORY
+
+
+class Cramped:
+    """Laid, where there is memory for the first weight only; it goes back to its place, or to another."""
+
+    def __init__(self, *, goes_back: bool) -> None:
+        self.goes_back, self.tries = goes_back, 0
+        self.olds: list[Tensor] = []  # held, so that their memory is taken
+
+    def ids(self) -> set[int]:
+        return set()
+
+    def mend(self) -> int:
+        return 0
+
+    def lay(self, pieces: Sequence[Piece]) -> int:
+        self.tries += 1
+        (weight,) = pieces[0]
+        self.olds.append(weight.data)
+        if not self.goes_back:
+            weight.data = weight.data.clone()
+        raise MemoryError
+
+    def put_back(self) -> int:
+        return 1
+
+
+def cramped(*, goes_back: bool) -> tuple[Studio, Cramped]:
+    studio, laid = Studio(times()), Cramped(goes_back=goes_back)
+    studio.formats.way = WAY._replace(laid=lambda: laid)
+    return studio, laid
+
+
+@pytest.mark.parametrize("goes_back", [True, False])
+def test_what_came_back_to_its_place_has_not_moved(goes_back: bool) -> None:
+    studio, _ = cramped(goes_back=goes_back)
+    assert studio.drawn() is not goes_back
+
+
+def test_a_model_for_which_there_was_no_memory_is_not_tried_at_every_picture() -> None:
+    studio, laid = cramped(goes_back=False)
+    studio.drawn()
+    told = studio.formats.report()
+    assert not studio.drawn()
+    assert laid.tries == 1
+    assert studio.formats.report() == told == {"UNet": (False, NO_MEMORY, times(4.0, 2.0))}
+
+
+@pytest.mark.parametrize("forget", [Formats.ask_again, Formats.undo])
+def test_a_model_for_which_there_was_no_memory_is_tried_again_when_that_is_asked_for(forget: Any) -> None:
+    studio, laid = cramped(goes_back=True)
+    studio.drawn()
+    forget(studio.formats)
+    studio.drawn()
+    assert laid.tries == 2
+
+
+def test_other_weights_of_a_model_are_tried_though_there_was_no_memory_before() -> None:
+    studio, laid = cramped(goes_back=True)
+    studio.drawn()
+    studio.model.half()
+    for _ in range(2):  # the first one says that its blocks are to be noted anew
+        studio.drawn()
+    assert laid.tries == 2
+
+
+def test_what_there_is_no_memory_to_add_to_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise MemoryError
+
+    studio = Studio(times())
+    studio.drawn()
+    studio.model.blocks[0].conv_in = nn.Conv2d(8, 8, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(channels_last, "_lay", fail)
+        assert not studio.apply()
+    assert studio.apply()
+    assert studio.is_first()
 
 
 def test_what_there_was_no_memory_to_put_back_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ class Handle:
             self._fuser.restore()
             self._fuser = None
         if self._fuser is None:
-            self._fuser = fuser_of(models, self._storage, self._engine.merging)
+            self._fuser = fuser_of(models, self._storage, self._engine.merging, self._engine.weights)
             self._fused_models = weakref.WeakValueDictionary(models)
         return self._fuser
 
@@ -243,7 +243,7 @@ class Handle:
         """
         if self._host.arrival is not None:
             self._host.arrival.wait()
-        with self._lock:
+        with self._lock, self._engine.weights:
             return self._storage.store(self._host.models(), kind, self._fuser)
 
     def warm_up(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:

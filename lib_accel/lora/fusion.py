@@ -7,8 +7,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,13 +68,17 @@ class Fuser:
         look: Look | None = None,
         hold: Hold | None = None,
         tuned: TunedOn = lambda device: None,
+        lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         """`tuned`: what is chosen on a device; weights that only LoRAs change are written by that.
 
         What was chosen otherwise since is taken by the next `fuse`, also for weights that carry the same.
+        lock: held while weights are written, reentrant; who moves them in memory holds it too.
         """
         self._models = weakref.WeakValueDictionary(models)
         self._look, self._hold_one, self._tuned = look, hold, tuned
+        self._chosen: dict[torch.device, Tuned | None] = {}  # during one `_apply`: to ask takes long
+        self._weights = lock or nullcontext()
         self._held: dict[Place, HeldWeight] = {}
         self._uploads = Uploads()
         self._live: LiveModels | None = None
@@ -111,7 +116,8 @@ class Fuser:
                 targets = self._of_others(components) | {
                     place: pairs for place, pairs in targets.items() if place.component in components
                 }
-            written = self._apply(targets, live)
+            with self._weights:
+                written = self._apply(targets, live)
         names = tuple(each.network.name for each in wanted)
         return Fused(time.perf_counter() - began, written, names, unknown)
 
@@ -125,7 +131,7 @@ class Fuser:
 
     def restore(self) -> None:
         """As `fuse` of an empty set; then drops the bases too."""
-        with self._lock:
+        with self._lock, self._weights:
             try:
                 self._apply({}, self._live_now())
             finally:
@@ -137,7 +143,7 @@ class Fuser:
 
         Raises LoraError as `fuse` of an empty set, before the change.
         """
-        with self._lock:
+        with self._lock, self._weights:
             self._forget_changed(self._live_now(), tolerant=False)
             targets = {place: held.pairs for place, held in self._held.items() if held.pairs}
             self.restore()
@@ -154,6 +160,7 @@ class Fuser:
 
     def _apply(self, targets: Targets, live: LiveModels) -> int:
         """Has each weight carry its target and no other weight anything; how many were written."""
+        self._chosen.clear()
         foreign = self._forget_changed(live, tolerant=not targets)
         self._forget_bases(targets)
         self._hold({place: live.weight(place) for place in targets})
@@ -208,7 +215,9 @@ class Fuser:
 
     def _tuned_for(self, held: HeldWeight, pairs: Sequence[Pair]) -> Tuned | None:
         device = held.device_to_join(pairs)
-        return None if device is None else self._tuned(device)
+        if device is not None and device not in self._chosen:
+            self._chosen[device] = self._tuned(device)
+        return None if device is None else self._chosen[device]
 
     def _write(self, changes: Sequence[_Change]) -> None:
         """Writes all weights or, if one fails, none: those before it get back what they had."""

@@ -132,6 +132,7 @@ def _layer(merge: Merge, kind: MergeKind) -> Layer:
     Its base is the weight itself, where the pristine bits have to be brought first.
     """
     live, base, terms = merge
+    live = live.detach()  # has its memory as long as the layer is there, wherever others lay the weight
     is_turned = live.dim() == 4 and not live.is_contiguous()
     if is_turned:
         live, base = live.permute(_LAST), base.permute(_LAST)

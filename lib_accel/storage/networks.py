@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,15 +19,18 @@ from lib_accel.storage.weights import Storage
 
 
 def fuser_of(
-    models: Mapping[str, nn.Module], storage: Storage, tuned: TunedOn = lambda device: None
+    models: Mapping[str, nn.Module],
+    storage: Storage,
+    tuned: TunedOn = lambda device: None,
+    lock: AbstractContextManager[Any] | None = None,
 ) -> Fuser:
-    """A fuser for models of which some weights are stored, now or later; `tuned`: see Fuser."""
+    """A fuser for models of which some weights are stored, now or later; `tuned`, `lock`: see Fuser."""
 
     def hold(weight: nn.Parameter, copy: Callable[[Tensor], Tensor], uploads: Uploads) -> HeldWeight:
         layer = storage.layer_of(weight)
         return HeldWeight(weight, copy, uploads) if layer is None else HeldOriginal(layer, uploads)
 
-    return Fuser(models, lambda models: Originals(models, storage), hold, tuned)
+    return Fuser(models, lambda models: Originals(models, storage), hold, tuned, lock)
 
 
 class Originals(LiveModels):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lib_accel.blocks.operators.layout import RESIDUAL_LAYOUT
+from lib_accel.blocks.operators.projections import PROJECTIONS
 from lib_accel.device import device_name
 from lib_accel.graphs.proof import Verdict
 from lib_accel.requirements import installed_version
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent / "winners"
 _SCHEMA = 1
+_QUESTIONS = (RESIDUAL_LAYOUT.name, PROJECTIONS.name)  # of how weights lie, which no block calls
 
 
 class Kind(NamedTuple):
@@ -85,12 +87,13 @@ def file_of(gpu: str, folder: Path = FOLDER) -> Path:
 def ship(kept: Iterable[Mapping[str, Any]], folder: Path = FOLDER) -> list[Path]:
     """Adds the winners among verdicts, as they are kept on disk, to the files of their GPUs; returns those.
 
-    Verdicts that do not say what they are about are left out, as are those for plain torch.
+    Verdicts that do not say what they are about are left out, as are those for plain torch, and those of how
+    weights lie, which a model's sums decide.
     """
     found: dict[Path, dict[Where, dict[Kind, dict[str, Any]]]] = {}
     for verdict in kept:
         about = verdict.get("about")
-        if not about or verdict["code"] == TORCH or about["operator"] == RESIDUAL_LAYOUT.name:
+        if not about or verdict["code"] == TORCH or about["operator"] in _QUESTIONS:
             continue
         where = Where(*(about[name] for name in Where._fields))
         kind = Kind(about["operator"], tuple(about["size_class"]))

@@ -59,6 +59,22 @@ def test_layers_of_one_shape_are_written_by_one_call(chosen: Chosen) -> None:
     assert chosen.is_as_plain(network)
 
 
+def test_what_is_chosen_is_asked_once_a_switch() -> None:
+    parts, way, asked = Parts(), taking(StandIn()), list[torch.device]()
+    parts.fuser = Fuser(parts.models, tuned=lambda device: asked.append(device) or way)  # type: ignore[func-returns-value]
+    for number, scale in enumerate((0.5, 1.0, 1.0), start=1):
+        parts.fuse(parts.network(), scale=scale)
+        assert asked == [torch.device("cpu")] * number
+
+
+def test_what_is_written_together_has_its_memory_wherever_others_lay_the_weight(chosen: Chosen) -> None:
+    chosen.fuse(chosen.network())
+    lives = {layer.live.data_ptr(): layer.live for group in chosen.way.groups for layer in group}
+    live, place = lives[chosen.weight.data_ptr()], chosen.weight.data_ptr()
+    chosen.weight.data = chosen.weight.detach().clone()
+    assert live.data_ptr() == place != chosen.weight.data_ptr()
+
+
 def test_convolutions_are_too(chosen: Chosen) -> None:
     network = chosen.network(pattern=spell.CONVOLUTIONS)
     chosen.fuse(network)

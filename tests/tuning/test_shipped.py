@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from lib_accel.blocks.operators.layout import RESIDUAL_LAYOUT
 from lib_accel.blocks.operators.operator import run
+from lib_accel.channels_last import CHANNELS_LAST
 from lib_accel.graphs.proof import Verdict
 from lib_accel.graphs.verdicts import Verdicts
+from lib_accel.packing import PACKED
 from lib_accel.tuning import __main__ as command
 from lib_accel.tuning import shipped as shipped_module
 from lib_accel.tuning.contest import TORCH
 from lib_accel.tuning.settings import Settings
 from lib_accel.tuning.shipped import Kind, Where, file_of, ship, winners
+from lib_accel.way import Way
 from tests.tuning.calls import ARGS, LARGER, QUICK
 from tests.tuning.rooms import SCALED, operator
 from tests.tuning.test_tuner import CPU, DIED, LEFT, SLOWER, Studio
@@ -258,13 +260,17 @@ def _kept(**changed: Any) -> dict[str, Any]:
 
 
 def test_only_winners_that_say_what_they_are_for_are_shipped(tmp_path: Path) -> None:
-    layout = {**_kept()["about"], "operator": RESIDUAL_LAYOUT.name}
-    left = [_kept(code=TORCH), _kept(about=layout), {"code": "quick", "ms": {}}]
+    left = [_kept(code=TORCH), {"code": "quick", "ms": {}}]
     assert ship(left, tmp_path) == []
     (file,) = ship([*left, _kept()], tmp_path)
     assert file.name == "nvidia-geforce-rtx-4090.json"
     where = Where("NVIDIA GeForce RTX 4090", "2.6", "3.2", True, "[]")
     assert winners(where, tmp_path) == {Kind("scaled", ("a",)): "quick"}
+
+
+@pytest.mark.parametrize("way", [CHANNELS_LAST, PACKED], ids=lambda way: way.kept_as)
+def test_how_weights_lie_is_not_shipped(way: Way, tmp_path: Path) -> None:
+    assert ship([_kept(about={**_kept()["about"], "operator": way.question.name})], tmp_path) == []
 
 
 def test_shipping_again_replaces_what_is_of_the_same_kind(tmp_path: Path) -> None:
