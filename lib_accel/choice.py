@@ -100,8 +100,11 @@ class Choice:
         return None
 
     def settled(self) -> int | None:
-        """A number that changes with the codes that blocks run, or None while a graph waits for its proof."""
-        if any(case.wants_proof for case in self._cases.current):
+        """A number that changes with the codes that blocks run, or None while a graph waits for its proof.
+
+        No graph is waited for longer than some pictures: its size may never be drawn again.
+        """
+        if any(case.holds_up for case in self._cases.current):
             return None
         return self._codes
 
@@ -302,6 +305,11 @@ class Choice:
             self._version += 1
             self._orders.place_what_waited()
         self._began_at, self._proof_s = time.monotonic(), 0.0
+
+    def go_on(self) -> None:
+        """Asks for the graphs that waited until operators were measured, if they are."""
+        with self._lock:
+            self._orders.place_what_waited()
 
     def finish(self, timeout_s: float | None = None, tell: Callable[[int], None] | None = None) -> bool:
         """Makes all graphs that were asked for, now; see Workshop.finish."""

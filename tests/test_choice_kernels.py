@@ -236,6 +236,17 @@ def test_a_case_of_former_winners_does_not_keep_calls_from_being_recorded(opened
     assert studio.choice.settled() is not None
 
 
+def test_what_is_never_drawn_again_does_not_keep_calls_from_being_recorded(opened: Open, made: Made) -> None:
+    studio = opened(made)
+    studio.picture(small_unet())
+    studio.engine.warm_up(timeout_s=120)
+    for _ in range(8):
+        studio.choice.apply()
+        assert studio.choice.settled() is None
+    studio.choice.apply()
+    assert studio.choice.settled() is not None
+
+
 # Who asks for compiled code
 
 

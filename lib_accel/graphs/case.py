@@ -19,6 +19,7 @@ from lib_accel.report import CaseReport
 TO_BE_PROVED = "to be proved"  # the reason of a case whose graphs are made
 
 _MOST_MISSES = 2  # of a graph, until it is given up
+_LONGEST_WAIT = 8  # pictures, that are not replayed for the sake of a proof
 _MOST_TRIES = 3  # of what failed for lack of memory, say, and may do next time
 
 
@@ -89,7 +90,7 @@ class Trace(Tries):
 class Case(Tries):
     """Blocks of a key whose operators take the same, and the code that they run."""
 
-    __slots__ = ("code", "is_resting", "key", "lacks", "name", "sizes", "traces", "verdict")
+    __slots__ = ("code", "is_resting", "key", "lacks", "name", "sizes", "traces", "verdict", "waited")
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class Case(Tries):
         self.traces, self.verdict, self.lacks = traces, verdict, lacks
         self.code = DIRECT
         self.is_resting = False  # its proof failed in this picture
+        self.waited = 0  # pictures, for its proof
 
     @property
     def found(self) -> Verdict | None:
@@ -130,6 +132,11 @@ class Case(Tries):
     @property
     def wants_proof(self) -> bool:
         return self._may_be_proved and not self.is_resting
+
+    @property
+    def holds_up(self) -> bool:
+        """Whether calls are not replayed so that it is proved: what was drawn once may never be again."""
+        return self.wants_proof and self.waited <= _LONGEST_WAIT
 
     @property
     def _may_be_proved(self) -> bool:
@@ -159,6 +166,7 @@ class Case(Tries):
         trace = self.traces.get(code)
         self.code = DIRECT if trace is not None and trace.graph is None else code
         self.is_resting = False
+        self.waited += self._may_be_proved
 
     def note_miss(self, trace: Trace, inputs: Inputs) -> None:
         """The graph did not take these inputs."""

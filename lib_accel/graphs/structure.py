@@ -62,7 +62,8 @@ class Sizes(NamedTuple):
         """Sizes that cost alike by position: a batch of one or more, and the positions by powers of two."""
         batch, *others = self.x
         positions = batch * (others[0] if len(others) == 2 else math.prod(others[1:]))
-        return f"{'1' if batch == 1 else 'n'}x{positions.bit_length()}"
+        # By the nearest power, as sizes of operators count, so that what a class calls has one winner.
+        return f"{'1' if batch == 1 else 'n'}x{round(math.log2(max(positions, 1)))}"
 
 
 class Inputs(NamedTuple):

@@ -97,11 +97,12 @@ def _schema_types(kind: Any) -> list[str]:
     return [_SCHEMA_TYPES[kind]]
 
 
-def _parts(kind: Any) -> list[Any] | None:
+@functools.cache  # to read annotations takes longer than most operators
+def _parts(kind: Any) -> tuple[Any, ...] | None:
     """The types in a tuple, or None for any other type."""
     if isinstance(kind, type) and hasattr(kind, "_fields"):
-        return list(get_type_hints(kind).values())
-    return list(get_args(kind)) if get_origin(kind) is tuple else None
+        return tuple(get_type_hints(kind).values())
+    return get_args(kind) if get_origin(kind) is tuple else None
 
 
 def _taken(kind: Any, values: Iterator[Any]) -> Any:
