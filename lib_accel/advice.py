@@ -8,6 +8,7 @@ import re
 _ADVICE = tuple(
     (re.compile(pattern), text)
     for pattern, text in (
+        (r"computed in pieces", "nothing to do, but smaller or fewer pictures at once are faster"),
         (
             r"^failed: OutOfMemory|out of memory",
             "draw smaller or fewer pictures at once; the next one is tried fast again",

@@ -131,7 +131,9 @@ class BoundUnit:
 
     def run_in_pieces(self, inputs: Inputs, call: ModelCall) -> Tensor:
         """The same, by direct code that makes nothing large at once, as far as pieces go."""
-        return self.run(inputs, call._replace(rules=call.rules._replace(pieces=SCARCE), choice=None))
+        rules = call.rules._replace(pieces=SCARCE)
+        alone = call._replace(rules=rules, choice=None, note_residual=None, note_attention=None)
+        return self.run(inputs, alone)
 
     @property
     def begins_with_residual(self) -> bool:

@@ -15,7 +15,7 @@ class Tally:
     direct: int = 0
     compiled: int = 0
     host: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)  # why blocks run as the host's modules
+    reasons: Counter[str] = field(default_factory=Counter)  # why blocks run as the host's, or in pieces
 
     def add(self, reasons: Sequence[str], *, is_compiled: bool = False) -> None:
         """Counts one block, at host speed for these reasons, or compiled or direct if there are none."""

@@ -177,8 +177,8 @@ class Residual(_Direct):
         own = res.ResWeights(*weights[self._own])
         self.chosen = None
         if call.note_residual is not None:
-            x = joined.room_for(images)  # who listens reads no values
-            call.note_residual(layout.arguments(x, emb, own, self._spec, call.rules))
+            # Who listens reads no values, and nobody holds what it hears.
+            call.note_residual(layout.arguments(joined.room_for(images), emb, own, self._spec, call.rules))
         return res.res_block(images, emb, own, self._spec, call.rules)
 
 

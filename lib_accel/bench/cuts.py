@@ -16,7 +16,7 @@ WHOLE = Pieces(whole_bytes=2**62, piece_bytes=1)  # nothing is so large
 def cut_by(pieces: Pieces) -> Iterator[None]:
     """On all devices intermediates are cut so, for the `with` block."""
     before = room.BY_DEVICE
-    room.BY_DEVICE = MappingProxyType(dict.fromkeys(before, pieces))
+    room.BY_DEVICE = MappingProxyType(dict.fromkeys(before, lambda device: pieces))
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ are for whole tensors: where memory is what may fail, pieces go first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -25,11 +26,22 @@ from lib_accel.device import is_compiling
 
 _MIB = 2**20
 
-# A CPU gains by pieces that fit its caches, as new memory costs it more than the calls. On a GPU nothing of
-# it was measured yet. Up to that size, which a VAE makes of 1024 x 1024 pixels in half precision, all runs
-# there as it always did; pieces are small enough for its cache, and large enough to keep all of it busy.
-BY_DEVICE: Mapping[str, Pieces] = MappingProxyType(
-    {"cpu": Pieces(16 * _MIB, 8 * _MIB), "cuda": Pieces(512 * _MIB, 32 * _MIB)}
+_CPU = Pieces(whole_bytes=16 * _MIB, piece_bytes=8 * _MIB)
+_LEAST_WHOLE = 512 * _MIB  # on a GPU: a VAE makes as much of 1024 x 1024 pixels in half precision
+_WHOLE_SHARE = 8  # one part of so many of a GPU's memory
+_GPU_PIECE = 32 * _MIB  # small enough for its cache, and large enough to keep all of it busy
+
+
+@cache
+def _of_gpu(device: torch.device) -> Pieces:
+    """Nothing of it was measured yet, so that only what may not fit is cut."""
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return Pieces(max(_LEAST_WHOLE, memory // _WHOLE_SHARE), _GPU_PIECE)
+
+
+# A CPU gains by pieces that fit its caches, as new memory costs it more than the calls.
+BY_DEVICE: Mapping[str, Callable[[torch.device], Pieces]] = MappingProxyType(
+    {"cpu": lambda device: _CPU, "cuda": _of_gpu}
 )
 
 # For a block that has found no memory.
@@ -46,7 +58,8 @@ class Norm(NamedTuple):
 
 def usual(device: torch.device) -> Pieces | None:
     """From which size on intermediates are made in pieces on a device; None for never."""
-    return BY_DEVICE.get(device.type)
+    by_device = BY_DEVICE.get(device.type)
+    return None if by_device is None else by_device(device)
 
 
 def pieces_for(elements: int, x: Tensor, rules: Rules) -> Pieces | None:

@@ -28,7 +28,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.setattr(
             room, "CASES", (MemoryCase("small", "vae", 16, quick=True), MemoryCase("left out", "vae", 16))
         )
-        patch.setattr(pieces, "BY_DEVICE", {"cpu": Pieces(0, 2**16)})
+        patch.setattr(pieces, "BY_DEVICE", {"cpu": lambda device: Pieces(0, 2**16)})
         assert main(["--suite", "memory", "--quick", "--json", str(file)]) == 0
     result: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -237,10 +238,16 @@ def test_operands_that_are_narrowed_before_a_norm_are_not_cut() -> None:
     assert torch.equal(res_block(x, None, weights, spec, rules._replace(pieces=ROWS)), right)
 
 
-def test_a_vaes_largest_image_of_1024_pixels_in_half_precision_stays_whole_on_a_gpu() -> None:
-    pieces = usual(torch.device("cuda"))
+@pytest.mark.parametrize(("number", "gib", "whole_mib"), [(0, 2, 512), (1, 80, 10240)])
+def test_a_gpu_makes_whole_what_an_eighth_of_its_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, number: int, gib: int, whole_mib: int
+) -> None:
+    """And a VAE's largest image of 1024 x 1024 pixels in half precision in any case."""
+    properties = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    pieces = usual(torch.device("cuda", number))
     assert pieces is not None
-    assert pieces.whole_bytes >= 2 * 256 * 1024 * 1024
+    assert pieces.whole_bytes == whole_mib * 2**20 >= 2 * 256 * 1024 * 1024
 
 
 def test_devices_that_nobody_knows_make_all_of_it_whole() -> None:

@@ -22,12 +22,11 @@ from lib_accel.blocks.rules import Pieces
 
 _MIB = 2**20
 
-# By the name of the side: what is cut, and into pieces of which size.
+# By the name of the side: from which size on intermediates are cut, into pieces of which size.
 CUTS: Mapping[str, Pieces] = MappingProxyType(
     {
-        "from 64 MiB, of 32": Pieces(64 * _MIB, 32 * _MIB),
-        "from 256 MiB, of 32": Pieces(256 * _MIB, 32 * _MIB),
-        "from 256 MiB, of 64": Pieces(256 * _MIB, 64 * _MIB),
+        "from 64 MiB": Pieces(64 * _MIB, 32 * _MIB),
+        "from 256 MiB": Pieces(256 * _MIB, 32 * _MIB),
         "as where memory ran out": SCARCE,
     }
 )
