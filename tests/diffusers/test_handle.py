@@ -13,6 +13,7 @@ from torch import nn
 
 import lib_accel
 from lib_accel.blocks import res, transformer
+from lib_accel.engine import Engine
 from lib_accel.errors import OptionError, PipelineError
 from tests.diffusers import models
 from tests.diffusers.classes import methods_of_classes
@@ -148,6 +149,17 @@ def test_counters_start_anew_with_a_generation(accelerate: Accelerate) -> None:
     assert handle.report().generation.direct == 0
     models.picture(pipe, steps=2)
     assert handle.report().generation.direct == once > 0
+
+
+def test_of_all_prompts_of_a_picture_the_first_begins_it(
+    accelerate: Accelerate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, begun = models.pipeline("sdxl"), []
+    accelerate(pipe)
+    monkeypatch.setattr(Engine, "_apply", lambda engine: begun.append(engine))
+    for _ in range(2):
+        models.picture(pipe, "sdxl", steps=1)
+    assert len(begun) == 2
 
 
 def test_report_as_plain_values_names_the_models(accelerate: Accelerate) -> None:
