@@ -85,18 +85,7 @@ def _by_kernel(
     tile: Any,
 ) -> Tensor:
     x, weight = cast(dtype, x, weight)
-    added = _added(bias, shift, len(x))
-    return _normed_by_kernel(convolve(x, weight, None, spec), added, norm, norm_bias, use, tile)
-
-
-def _normed_by_kernel(
-    image: Tensor,
-    added: Tensor | None,
-    norm: Tensor | None,
-    norm_bias: Tensor | None,
-    use: GroupNormUse,
-    tile: Any,
-) -> Tensor:
+    image, added = convolve(x, weight, None, spec), _added(bias, shift, len(x))
     return kernel.launch(image, norm, norm_bias, kernel_norm(image.dtype, use), added, tile=tile)
 
 
@@ -119,47 +108,17 @@ def run_handed(tuned: Tuned | None, handed: list[Tensor], *others: Any) -> Tenso
     """
     if is_compiling():  # memory is the compiler's to plan
         return run(CONVOLUTION_NORM, tuned, handed.pop(), *others)
+    weight, bias, shift, norm, norm_bias, spec, use, dtype = others
     chosen = None if tuned is None else tuned.implementation(CONVOLUTION_NORM, (handed[0], *others))
     if tuned is None or chosen is None:
-        return _plain_handed(handed, *others)
-    if isinstance(chosen.run, partial) and chosen.run.func is _by_kernel:
-        return _by_kernel_handed(tuned, chosen, chosen.run.keywords["tile"], handed, *others)
-    return run(CONVOLUTION_NORM, tuned, handed.pop(), *others)
-
-
-def _plain_handed(
-    handed: list[Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    shift: Tensor | None,
-    norm: Tensor | None,
-    norm_bias: Tensor | None,
-    spec: ConvSpec,
-    use: GroupNormUse,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    image = _shifted(handed.pop(), weight, bias, shift, spec, dtype)
-    return group_norm.plain(image, norm, norm_bias, use)
-
-
-def _by_kernel_handed(
-    tuned: Tuned,
-    chosen: Implementation,
-    tile: Any,
-    handed: list[Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    shift: Tensor | None,
-    norm: Tensor | None,
-    norm_bias: Tensor | None,
-    spec: ConvSpec,
-    use: GroupNormUse,
-    dtype: torch.dtype | None,
-) -> Tensor:
+        image = _shifted(handed.pop(), weight, bias, shift, spec, dtype)
+        return group_norm.plain(image, norm, norm_bias, use)
+    if not (isinstance(chosen.run, partial) and chosen.run.func is _by_kernel):
+        return run(CONVOLUTION_NORM, tuned, handed.pop(), *others)
     image = _shifted(handed.pop(), weight, None, None, spec, dtype)
-    added = _added(bias, shift, len(image))
+    added, inside = _added(bias, shift, len(image)), kernel_norm(image.dtype, use)
     try:
-        return _normed_by_kernel(image, added, norm, norm_bias, use, tile)
+        return kernel.launch(image, norm, norm_bias, inside, added, tile=chosen.run.keywords["tile"])
     except OUT_OF_MEMORY:
         raise
     except Exception as error:  # as in operator.run
